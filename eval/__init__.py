@@ -1,0 +1,1 @@
+"""Benchmark dense features side by side."""
