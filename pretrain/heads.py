@@ -1,0 +1,65 @@
+"""The projection head of DINO: an MLP, an L2 norm, and a weight-normalised layer of prototypes.
+
+B rows, D features, H hidden, d bottleneck, K prototypes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Prototypes(nn.Module):
+    """Linear [B, d] -> [B, K] whose rows are g v / |v|; parameters are named as in the published checkpoints.
+
+    norm_last_layer keeps the gain g at 1 and frozen (DINO, section 3.1; vision_transformer.py::DINOHead).
+    """
+
+    def __init__(self, bottleneck: int, prototypes: int, norm_last_layer: bool = True) -> None:
+        super().__init__()
+        direction = nn.Linear(bottleneck, prototypes, bias=False).weight  # PyTorch's default initialisation
+        self.weight_g = nn.Parameter(torch.ones(prototypes, 1), requires_grad=not norm_last_layer)
+        self.weight_v = nn.Parameter(direction.detach().clone())
+
+    def weight(self) -> Tensor:
+        """The normalised rows [K, d]."""
+        return self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight())
+
+
+class DinoHead(nn.Module):
+    """[B, D] -> logits [B, K] (vision_transformer.py::DINOHead).
+
+    Linear, GELU, Linear, GELU, Linear to the bottleneck, L2 norm, prototypes; batch norm after the hidden linears if
+    asked. Truncated normal 0.02 on the MLP, zero biases.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        prototypes: int = 65536,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        norm_last_layer: bool = True,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs in (width, hidden):
+            layers.append(nn.Linear(inputs, hidden))
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(hidden))
+            layers.append(nn.GELU())
+        layers.append(nn.Linear(hidden, bottleneck))
+        self.mlp = nn.Sequential(*layers)
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.last_layer = Prototypes(bottleneck, prototypes, norm_last_layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last_layer(F.normalize(self.mlp(x), dim=-1))

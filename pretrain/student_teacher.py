@@ -1,0 +1,67 @@
+"""Student and teacher: two networks of the same form, the second an exponential moving average of the first.
+
+V views of B images, K prototypes. Reference: main_dino.py, utils.py::MultiCropWrapper.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dino_tower.tokens import tokens
+from dino_tower.pretrain.losses import dino_loss
+
+
+class Network(nn.Module):
+    """A backbone with its projection head."""
+
+    def __init__(self, backbone: PreTrainedModel, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, views: Sequence[Tensor]) -> Tensor:
+        """Views [B, 3, S, S], the two global ones first, to logits [V, B, K].
+
+        Global and local views go through the backbone in one call each, whatever their sizes, and all features through
+        the head in one call, so that a batch norm there sees all views together as in the reference.
+        """
+        groups = [views[:2], views[2:]] if len(views) > 2 else [views]
+        features = torch.cat([tokens(self.backbone, torch.cat(list(group))).pooled for group in groups])
+        return self.head(features).unflatten(0, (len(views), -1))
+
+
+class Student(nn.Module):
+    """The trained network with its loss inside.
+
+    The loss is computed here because a prepared module's outputs are cast to fp32 and gathered by its wrapper: a scalar
+    leaves, never the logits of all views.
+    """
+
+    def __init__(self, network: Network, temperature: float = 0.1) -> None:
+        super().__init__()
+        self.network = network
+        self.temperature = temperature
+
+    def forward(self, views: Sequence[Tensor], targets: Tensor) -> Tensor:
+        """Views [B, 3, S, S] and the teacher's probabilities [2, B, K] to the scalar loss."""
+        return dino_loss(self.network(views), targets, self.temperature)
+
+
+def make_teacher(network: Network) -> Network:
+    """A frozen copy that drops no paths; it stays in train mode, as in the reference, for heads with batch norm."""
+    teacher = copy.deepcopy(network).requires_grad_(False)
+    for module in teacher.modules():
+        if hasattr(module, "drop_prob"):
+            module.drop_prob = 0.0
+    return teacher
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """teacher <- momentum * teacher + (1 - momentum) * student, for parameters; batch statistics are each one's own."""
+    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
