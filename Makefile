@@ -68,5 +68,5 @@ chromium:
 # __path__, so it is shown the wheel's layout made of links.
 types-tree:
 	@rm -rf build/types && mkdir -p build/types/dino_tower
-	@ln -s $(CURDIR)/dino_tower/* build/types/dino_tower/
-	@for room in pretrain adapters eval; do ln -s $(CURDIR)/$$room build/types/dino_tower/$$room; done
+	@ln -s "$(CURDIR)"/dino_tower/* build/types/dino_tower/
+	@for room in pretrain adapters eval; do ln -s "$(CURDIR)/$$room" build/types/dino_tower/$$room; done

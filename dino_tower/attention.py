@@ -59,7 +59,8 @@ def jaccard(
         mask = nearest-upsampled mass_mask;  for each label: IoU(mask of a head, target == label);  mean over labels
 
     Pixels labelled `void` leave both intersection and union; void_in_union=True counts a mask on them as wrong, as the
-    code published with DINO's figures does. background=None: label 0 is a thing like any other. The target must show what the tower saw: the same crop, at any resolution.
+    code published with DINO's figures does. background=None: label 0 is a thing like any other.
+    The target must show what the tower saw: the same crop, at any resolution.
     Raises ConfigError for shapes that do not fit.
     """
     truth = torch.as_tensor(target).to(attention.device)

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 from dino_tower import __version__
@@ -20,7 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pretrain": ("dino_tower.pretrain.train:main", "train a vision tower on your own images"),
     "show": ("dino_tower.cli:show", "draw a run as one HTML page: curves, alarms, pictures"),
     "export": ("dino_tower.cli:export", "write a run's tower as a transformers directory"),
-    "demo": ("dino_tower.demo:main", "train on built-in pictures and compare with an untrained tower"),
+    "demo": ("dino_tower.cli:demo", "train on built-in pictures and compare with an untrained tower"),
 }
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 USER_MISTAKE = 2
@@ -115,3 +116,18 @@ def export(argv: list[str]) -> None:
 
     export_tower(options.run, options.out, weights=options.weights)
     print(options.out)
+
+
+def demo(argv: list[str]) -> int:
+    """`dino-tower demo [--output DIR] [--steps N] [--scenes N]`: train on built-in pictures, compare with floors."""
+    parser = OneLineParser(prog="dino-tower demo", description="Train on built-in pictures and compare with floors.")
+    parser.add_argument("--output", metavar="DIR", help="the run to write (default: the first free runs/demo, -2, ...)")
+    parser.add_argument("--steps", type=int, metavar="N", help="train for N steps only, to try things out")
+    parser.add_argument("--scenes", type=int, metavar="N", default=2000, help="test scenes (default: 2000)")
+    options = parser.parse_args(argv)
+    for name in ("steps", "scenes"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise ConfigError(f"demo: --{name} {value}; it must be 1 or more")
+    from dino_tower.demo import run_demo
+
+    return run_demo(Path(options.output) if options.output else None, options.steps, options.scenes)

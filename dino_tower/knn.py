@@ -27,6 +27,7 @@ def knn_votes(
     temperature: float = 0.07,
     classes: int | None = None,
     chunk: int | None = None,
+    leave_self_out: bool = False,
 ) -> dict[int, Tensor]:
     """Each class's share of the votes of the k nearest training images (DINO `knn_classifier`, DINOv2 `KnnModule`).
 
@@ -34,20 +35,27 @@ def knn_votes(
 
     train [N, D] and test [M, D], any scale (normalised here), on any device; train_labels [N] integers from 0.
     classes: C, by default the largest training label + 1. chunk: test images at a time, by default what fits 128 MiB.
+    leave_self_out: test IS train, each image is judged by the others (row i of test has no vote from row i of train).
     Returns {k: scores [M, C] float32}, rows sum to 1. With fewer than k training images all of them vote.
     Raises ConfigError for shapes that do not fit, an empty training set, a label outside 0..C-1, a k below 1.
     """
     ks = [k] if isinstance(k, int) else list(k)
     labels = torch.as_tensor(train_labels, dtype=torch.int64, device=train.device)
     _check(train, labels, test, ks, temperature, classes)
+    if leave_self_out and (len(train) != len(test) or len(train) < 2):
+        raise ConfigError(f"k-NN: {len(train)} and {len(test)} images; leave_self_out needs the same two or more twice")
     classes = int(labels.max()) + 1 if classes is None else classes
-    nearest = min(max(ks), len(train))
+    nearest = min(max(ks), len(train) - leave_self_out)
     chunk = chunk or max(1, SIMILARITIES_AT_A_TIME // len(train))
     keys = F.normalize(train.float(), dim=1)
     scores: dict[int, list[Tensor]] = {one: [] for one in ks}
     for start in range(0, len(test), chunk):
         queries = F.normalize(test[start : start + chunk].to(train.device).float(), dim=1)
-        similarity, index = (queries @ keys.T).topk(nearest, dim=1)
+        likeness = queries @ keys.T
+        if leave_self_out:
+            own = torch.arange(len(queries), device=likeness.device)
+            likeness[own, own + start] = -torch.inf
+        similarity, index = likeness.topk(nearest, dim=1)
         # The nearest neighbour's vote is scaled to 1: a small temperature cannot overflow, and shares do not change.
         votes = ((similarity - similarity[:, :1]) / temperature).exp()
         voted = labels[index]
@@ -67,6 +75,7 @@ def knn_correct(
     k: int | Sequence[int] = (10, 20),
     temperature: float = 0.07,
     top: int = 1,
+    leave_self_out: bool = False,
 ) -> dict[int, np.ndarray]:
     """{k: bool [M]}: is the true class among the `top` with most votes? Arguments and errors as for `knn_votes`.
 
@@ -77,7 +86,7 @@ def knn_correct(
     if truth.shape != (len(test),):
         raise ConfigError(f"k-NN: {len(test)} test features but labels of shape {tuple(truth.shape)}")
     classes = 1 + max(int(torch.as_tensor(train_labels).max()), int(truth.max()) if len(truth) else 0)
-    scores = knn_votes(train, train_labels, test, k, temperature, classes)
+    scores = knn_votes(train, train_labels, test, k, temperature, classes, leave_self_out=leave_self_out)
     correct = {}
     for one, score in scores.items():
         named = score.sort(dim=1, descending=True).indices[:, : min(top, one)]
@@ -93,9 +102,10 @@ def knn_accuracy(
     k: int | Sequence[int] = (10, 20),
     temperature: float = 0.07,
     top: int = 1,
+    leave_self_out: bool = False,
 ) -> dict[int, float]:
     """{k: share of test images classified rightly, 0..1}. Arguments and errors as for `knn_correct`."""
-    correct = knn_correct(train, train_labels, test, test_labels, k, temperature, top)
+    correct = knn_correct(train, train_labels, test, test_labels, k, temperature, top, leave_self_out)
     return {one: float(hits.mean()) if len(hits) else float("nan") for one, hits in correct.items()}
 
 

@@ -16,8 +16,10 @@ import numpy as np
 
 UNIT = 4096
 TURN = 256
-_FINE = 1 << 14  # the radius of the outlines in their tables
-SUBPIXEL_BITS = 4  # OpenCV draws on a grid of 1/16 pixel
+_FINE_BITS = 14
+_FINE = 1 << _FINE_BITS  # the radius of the outlines in their tables
+SUBPIXEL_BITS = 4  # OpenCV draws on a grid of 1/16 pixel, whole numbers being the pixels' centres
+_HALF = 1 << SUBPIXEL_BITS >> 1
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 40, 44),
@@ -77,16 +79,17 @@ def noise_words(sides: Sequence[int]) -> int:
 def noise_ground(grids: Sequence[np.ndarray], size: int, contrast: int) -> np.ndarray:
     """Coloured noise with equal power in every octave, each channel's mean at mid grey: uint8 [S, S, 3].
 
-    grids: uint8 [g, g, 3] each, one per octave; contrast: percent of the strongest noise that does not clip.
+    grids: uint8 [g, g, 3], one per octave, coarse to fine; contrast: percent of the strongest noise that cannot clip.
     The mean is taken out because it is what any two crops of a picture share, and DINO would learn nothing else.
     """
     import cv2
 
-    total = np.zeros((size, size, 3), np.int32)
-    for grid in grids:
-        total += cv2.resize(grid, (size, size), interpolation=cv2.INTER_LINEAR_EXACT)
-    total -= total.sum(axis=(0, 1), keepdims=True) // (size * size)
-    return np.clip(128 + (total * contrast) // (100 * len(grids)), 0, 255).astype(np.uint8)
+    total = grids[0].astype(np.uint16)
+    for grid in grids[1:]:  # every octave is enlarged to the next one's grid only: the last step alone has the full size
+        total = cv2.resize(total, grid.shape[:2], interpolation=cv2.INTER_LINEAR_EXACT) + grid
+    shifted = total.astype(np.int32) - total.sum(axis=(0, 1), dtype=np.int64) // (total.shape[0] * total.shape[1])
+    ground = np.clip(128 + shifted.astype(np.int32) * contrast // (100 * len(grids)), 0, 255).astype(np.uint8)
+    return cv2.resize(ground, (size, size), interpolation=cv2.INTER_LINEAR_EXACT)
 
 
 def _circle(radius: float, points: int = 32, start: float = 0.0) -> list[tuple[float, float]]:
@@ -128,32 +131,35 @@ SHAPES: dict[str, list[list[tuple[float, float]]]] = {
 
 
 @cache
-def _table(shape: str, turn: int) -> list[np.ndarray]:
-    """The outlines of a shape at one of TURN rotations: int64 [points, 2] each, the radius being _FINE."""
+def _table(shape: str, turn: int) -> tuple[list[np.ndarray], tuple[int, int, int, int]]:
+    """The outlines of a shape at one of TURN rotations, int64 [points, 2] with the radius at _FINE, and their extent."""
     a = 2 * math.pi * turn / TURN
     c, s = math.cos(a), math.sin(a)
     # Rounding to 2^-14 hides the last bit in which sines of different machines may differ.
-    return [np.array([(round(_FINE * (c * x - s * y)), round(_FINE * (s * x + c * y))) for x, y in outline], np.int64)
-            for outline in SHAPES[shape]]  # fmt: skip
+    turned = [
+        np.array([(round(_FINE * (c * x - s * y)), round(_FINE * (s * x + c * y))) for x, y in outline], np.int64)
+        for outline in SHAPES[shape]
+    ]
+    x, y = turned[0].T.tolist()
+    return turned, (min(x), min(y), max(x), max(y))
 
 
 def coverage(shape: str, turn: int, x: int, y: int, radius: int, size: int) -> tuple[np.ndarray, int, int]:
     """How much of each pixel a shape covers: (uint8 [h, w], left, top) of the part inside the picture.
 
-    x, y, radius: in layout units (UNIT = the picture's side); turn: 0 .. TURN-1. Outside the picture: h or w is 0.
+    x, y, radius: in layout units (UNIT = the picture's side); turn: 0 .. TURN-1. Outside the picture h or w is 0.
     """
     import cv2
 
-    scale = size << SUBPIXEL_BITS
-    centre = np.array([x * scale // UNIT, y * scale // UNIT], np.int64) - (1 << SUBPIXEL_BITS >> 1)
-    outlines = [(table * (radius * scale // UNIT) + _FINE // 2) // _FINE + centre for table in _table(shape, turn)]
-    low, high = outlines[0].min(axis=0), outlines[0].max(axis=0)
-    left, top = (max(int(v >> SUBPIXEL_BITS) - 1, 0) for v in low)
-    right, bottom = (min(int(v >> SUBPIXEL_BITS) + 3, size) for v in high)
+    fine = size << SUBPIXEL_BITS
+    x, y, radius = (v * fine // UNIT - half for v, half in ((x, _HALF), (y, _HALF), (radius, 0)))
+    outlines, (x0, y0, x1, y1) = _table(shape, turn)
+    left, top = (max((v + (low * radius >> _FINE_BITS) >> SUBPIXEL_BITS) - 1, 0) for v, low in ((x, x0), (y, y0)))
+    right, bottom = (min((v + (high * radius >> _FINE_BITS) >> SUBPIXEL_BITS) + 3, size) for v, high in ((x, x1), (y, y1)))
     mask = np.zeros((max(bottom - top, 0), max(right - left, 0)), np.uint8)
     if mask.size:
-        offset = np.array([left << SUBPIXEL_BITS, top << SUBPIXEL_BITS], np.int64)
-        points = [(outline - offset).astype(np.int32) for outline in outlines]
+        offset = np.array([x - (left << SUBPIXEL_BITS), y - (top << SUBPIXEL_BITS)], np.int64)
+        points = [((outline * radius >> _FINE_BITS) + offset).astype(np.int32) for outline in outlines]
         cv2.fillPoly(mask, points, 255, lineType=cv2.LINE_AA, shift=SUBPIXEL_BITS)
     return mask, left, top
 
@@ -170,7 +176,7 @@ def second_tone(texture: str, turn: int, radius: int, shape: tuple[int, int], at
     columns = (np.arange(shape[1], dtype=np.int64) << SUBPIXEL_BITS)[None, :] - at[0]
     a = 2 * math.pi * turn / TURN
     c, s = round(_FINE * math.cos(a)), round(_FINE * math.sin(a))
-    along, across = (columns * c + rows * s) // _FINE, (rows * c - columns * s) // _FINE
+    along, across = columns * c + rows * s >> _FINE_BITS, rows * c - columns * s >> _FINE_BITS
     # Two and a half periods across the shape, and never finer than four pixels.
     period = max(radius * 4 // 5, 4 << SUBPIXEL_BITS)
     return pattern(along + period // 4, across + period // 4, period)
@@ -197,8 +203,9 @@ TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray] | None] 
 }
 
 
-def paint(picture: np.ndarray, mask: np.ndarray, left: int, top: int, tone: np.ndarray) -> None:
-    """Blend a tone (int [3] or [h, w, 3]) into uint8 [S, S, 3] in place, as far as `mask` covers each pixel."""
-    patch = picture[top : top + mask.shape[0], left : left + mask.shape[1]]
-    weight = mask.astype(np.int32)[:, :, None]
-    patch[...] = (patch * (255 - weight) + tone * weight + 127) // 255
+def paint(planes: np.ndarray, mask: np.ndarray, left: int, top: int, tone: np.ndarray) -> None:
+    """Blend a tone (uint16 [3, 1, 1] or [3, h, w], 0 .. 255) into uint8 [3, S, S] in place, as far as `mask` covers."""
+    patch = planes[:, top : top + mask.shape[0], left : left + mask.shape[1]]
+    weight = mask.astype(np.uint16)
+    weight += weight >> 7  # 0 .. 256, so that a shift divides exactly and 16 bits hold the sum
+    patch[...] = (patch * (256 - weight) + tone * weight) >> 8

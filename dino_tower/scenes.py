@@ -13,7 +13,7 @@ A scene is a function of (level, split, index) alone: the same bytes in every pr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -145,9 +145,22 @@ class Scene:
     objects: tuple[SceneObject, ...]  # painted in this order; wholly hidden ones are left out
     semantic: np.ndarray  # uint8 [H, W]: 0 ground, i = semantic_names(level)[i], VOID
     instances: np.ndarray  # uint8 [H, W]: 0 ground, else SceneObject.instance
-    caption: str
-    phrases: tuple[tuple[str, tuple[int, int, int, int]], ...]  # each names exactly one object: (text, its box)
-    relations: tuple[tuple[int, str, int], ...]  # (i, "left of", j): positions in `objects`
+
+    # Words are made when asked for: pretraining never does, and they cost as much as the picture.
+    @cached_property
+    def relations(self) -> tuple[tuple[int, str, int], ...]:
+        """(i, "left of", j) for positions i, j in `objects`: every relation that clearly holds, both ways round."""
+        return scene_words.relations(self.objects, self.instances)
+
+    @cached_property
+    def phrases(self) -> tuple[tuple[str, tuple[int, int, int, int]], ...]:
+        """(text, box): texts that are each true of exactly one object, which has that box."""
+        return scene_words.phrases(self.objects, self.relations)
+
+    @cached_property
+    def caption(self) -> str:
+        """What is how often (easy, medium) or what is where (hard)."""
+        return scene_words.caption(self.objects, self.relations)
 
 
 @dataclass(frozen=True)
@@ -163,6 +176,9 @@ class _Plan:
     radius: int
     turn: int
     tone: tuple[int, int, int]
+
+
+_Patch = tuple[tuple[slice, slice], int]  # (rows, columns) of the picture, pixels covered
 
 
 @cache
@@ -195,14 +211,12 @@ def make_scene(level: str, index: int, split: str = "train", size: int | None = 
     octaves = (3, 6, 12, 24, 48)
     draws = Draws(f"scenes/{level}/{split}", index, noise_words(octaves))
     kind = index % len(settings.kinds)
-    picture = noise_ground(draws.noise(octaves), size, settings.contrast)
+    ground = noise_ground(draws.noise(octaves), size, settings.contrast)
     plans = _plan(settings, kind, draws)
-    instances, shares = _paint_all(plans, picture)
-    objects, semantic = _describe(level, plans, instances, shares)
-    relations = scene_words.relations(objects, instances) if settings.cells is None else ()
-    phrases = scene_words.phrases(objects, relations)
-    caption = scene_words.caption(objects, relations)
-    return Scene(picture, kind, objects, semantic, instances, caption, phrases, relations)
+    planes = np.ascontiguousarray(ground.transpose(2, 0, 1))  # numpy blends planes faster than pixels
+    instances, patches = _paint_all(plans, planes)
+    objects, semantic = _describe(level, plans, instances, patches)
+    return Scene(np.ascontiguousarray(planes.transpose(1, 2, 0)), kind, objects, semantic, instances)
 
 
 def _level(name: str) -> Level:
@@ -265,8 +279,11 @@ def _free_places(settings: Level, count: int, draws: Draws) -> list[tuple[int, i
     radii = [low + draws.below(third) if small else high - draws.below(third) for small in sizes]
     places: list[tuple[int, int, int]] = []
     for radius in sorted(radii, reverse=True):  # the small ones are painted over the large ones
+        if places and draws.below(3) == 0:
+            places.append((*_beside(places[draws.below(len(places))], radius, draws), radius))
+            continue
         best, best_gap = (0, 0), -UNIT * UNIT
-        for _ in range(12):
+        for _ in range(10):
             x, y = (draws.between(radius, UNIT - radius) for _ in range(2))
             # Squared distances in place of distances: a root would be the only float of the layout.
             gap = min(((x - u) ** 2 + (y - v) ** 2 - (radius + r) ** 2 * 3 // 4 for u, v, r in places), default=0)
@@ -278,45 +295,56 @@ def _free_places(settings: Level, count: int, draws: Draws) -> list[tuple[int, i
     return places
 
 
-def _paint_all(plans: list[_Plan], picture: np.ndarray) -> tuple[np.ndarray, list[int]]:
-    """Paint the plans into the picture; returns (instances uint8 [S, S], each one's unhidden area in pixels)."""
-    size = picture.shape[0]
+def _beside(place: tuple[int, int, int], radius: int, draws: Draws) -> tuple[int, int]:
+    """A centre at which an object of this radius touches or partly hides the one at `place`."""
+    x, y, other = place
+    along, across = (radius + other) * draws.between(55, 90) // 100, draws.between(-other, other) // 2
+    dx, dy = ((along, across), (-along, across), (across, along), (across, -along))[draws.below(4)]
+    return min(max(x + dx, radius), UNIT - radius), min(max(y + dy, radius), UNIT - radius)
+
+
+def _paint_all(plans: list[_Plan], planes: np.ndarray) -> tuple[np.ndarray, list[_Patch]]:
+    """Paint the plans into uint8 [3, S, S], in order; returns instances uint8 [S, S] and where each one was painted."""
+    size = planes.shape[1]
+    fine = size << SUBPIXEL_BITS
     instances = np.zeros((size, size), np.uint8)
-    areas = []
+    patches = []
     for number, plan in enumerate(plans, start=1):
         mask, left, top = coverage(plan.shape, plan.turn, plan.x, plan.y, plan.radius, size)
-        tone = np.array(plan.tone, np.int32)
-        fine = size << SUBPIXEL_BITS
+        tone = np.array(plan.tone, np.uint16)[:, None, None]
         at = (plan.x * fine // UNIT - (left << SUBPIXEL_BITS), plan.y * fine // UNIT - (top << SUBPIXEL_BITS))
         second = second_tone(plan.texture, plan.turn, plan.radius * fine // UNIT, mask.shape, at)
         if second is not None:
             # A dark colour's second tone is lighter, any other's is darker.
-            other = tone + 120 if int(tone.sum()) < 150 else tone * 3 // 8
-            tone = np.where(second[:, :, None], other, tone)
-        paint(picture, mask, left, top, tone)
+            other = tone + 120 if sum(plan.tone) < 150 else tone * 3 // 8
+            tone = np.where(second, other, tone)
+        paint(planes, mask, left, top, tone)
         inside = mask >= 128
-        instances[top : top + mask.shape[0], left : left + mask.shape[1]][inside] = number
-        areas.append(int(np.count_nonzero(inside)))
-    return instances, areas
+        where = (slice(top, top + mask.shape[0]), slice(left, left + mask.shape[1]))
+        instances[where][inside] = number
+        patches.append((where, int(np.count_nonzero(inside))))
+    return instances, patches
 
 
 def _describe(
-    level: str, plans: list[_Plan], instances: np.ndarray, areas: list[int]
+    level: str, plans: list[_Plan], instances: np.ndarray, patches: list[_Patch]
 ) -> tuple[tuple[SceneObject, ...], np.ndarray]:
     """The objects that show, and the semantic mask uint8 [S, S]."""
+    import cv2
+
     settings, names = LEVELS[level], semantic_names(level)
     middle = sum(settings.radius) * UNIT // 2000
     labels = np.zeros(256, np.uint8)
-    counts = np.bincount(instances.ravel(), minlength=len(plans) + 1)
     objects = []
-    for number, (plan, area) in enumerate(zip(plans, areas, strict=True), start=1):
-        if not counts[number]:
+    for number, (plan, (where, area)) in enumerate(zip(plans, patches, strict=True), start=1):
+        mask = instances[where] == number
+        shown = int(np.count_nonzero(mask))
+        if not shown:
             continue
-        mask = instances == number
-        rows, columns = mask.any(axis=1), mask.any(axis=0)
-        box = (int(columns.argmax()), int(rows.argmax()), int(columns.size - columns[::-1].argmax()),
-               int(rows.size - rows[::-1].argmax()))  # fmt: skip
-        visible = int(counts[number]) / area
+        x, y, wide, high = cv2.boundingRect(mask.view(np.uint8))
+        left, top = x + where[1].start, y + where[0].start
+        box = (left, top, left + wide, top + high)
+        visible = shown / area
         first = plan.colour if settings.classes == "colour" else plan.texture
         labels[number] = names.index(f"{first} {plan.shape}") if visible >= 0.25 else VOID
         size = "large" if plan.radius >= middle else "small"

@@ -5,8 +5,8 @@ global and V local views of a picture. `make_views` applies them through one of 
 decisions: `exact` (PIL and torchvision semantics, bit for bit) and `fast` (the default: the same operations in the same
 order, from uint8 arrays with SIMD libraries, within 1.5 grey levels of `exact` on average per operation).
 
-The order of operations and every default is the published DINO augmentation (Caron et al. 2021, section 3 and the
-released recipe): RandomResizedCrop (bicubic) -> horizontal flip -> ColorJitter -> greyscale -> Gaussian blur -> solarise.
+The order of operations and every default are the published DINO augmentation (Caron et al. 2021 and its training code):
+RandomResizedCrop (bicubic) -> horizontal flip -> ColorJitter -> greyscale -> Gaussian blur -> solarise.
 Normalisation is not here: uint8 travels to the device, which normalises there.
 """
 
@@ -16,16 +16,17 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from dino_tower.errors import ConfigError, unknown
 from dino_tower.pretrain.crops_exact import exact_source, exact_view
-from dino_tower.pretrain.crops_fast import fast_source, fast_view
+from dino_tower.pretrain.crops_fast import DECODING_GAP, fast_source, fast_view
 
-# name: (picture -> what the crops are cut from, (that, view) -> uint8 [S, S, 3])
-BACK_ENDS: dict[str, tuple[Callable, Callable]] = {
+# name: (RGB picture -> what the views are cut from, (that, view) -> uint8 [S, S, 3])
+BACK_ENDS: dict[str, tuple[Callable[[Image.Image], Any], Callable[..., np.ndarray]]] = {
     "fast": (fast_source, fast_view),
     "exact": (exact_source, exact_view),
 }
@@ -34,13 +35,11 @@ ORDERS = tuple(itertools.permutations(range(4)))
 TRIES = 10  # torchvision's RandomResizedCrop gives up after ten boxes and takes the central one
 
 # One row of uniform numbers per view, always of this width: switching one operation off, or another size of picture,
-# leaves the decisions of all others as they were. Columns:
-POSITION = 2 * TRIES  # before it: (area, ratio) of each try
-FLIP, JITTER, FACTORS, ORDER, GREY, BLUR, RADIUS, SOLARIZE, COLUMNS = (POSITION + k for k in (2, 3, 4, 8, 9, 10, 11, 12, 13))
-
-# A reduced decode must leave the smallest possible crop at least this much larger than its view: below 2 the coarse
-# filter of the decoder becomes visible beside the bicubic one.
-REDUCING_GAP = 2.0
+# leaves the decisions of all others as they were. The first 2 * TRIES columns are (area, ratio) of each try.
+POSITION = 2 * TRIES
+FLIP, JITTER, FACTORS, ORDER, GREY, BLUR, RADIUS, SOLARIZE, COLUMNS = (
+    POSITION + k for k in (2, 3, 4, 8, 9, 10, 11, 12, 13)
+)
 
 
 @dataclass(frozen=True)
@@ -78,9 +77,10 @@ class CropsConfig:
             low, high = getattr(self, name)
             _check(0 < low <= high <= 1, name, (low, high), "shares of the picture's area, 0 < low <= high <= 1")
         _check(0 < self.ratio[0] <= self.ratio[1], "ratio", self.ratio, "width / height, 0 < low <= high")
-        _check(0 <= self.blur_radius[0] <= self.blur_radius[1], "blur_radius", self.blur_radius, "pixels, 0 <= low <= high")
+        low, high = self.blur_radius
+        _check(0 <= low <= high, "blur_radius", (low, high), "pixels, 0 <= low <= high")
         _check(min(self.jitter) >= 0 and self.jitter[3] <= 0.5, "jitter", self.jitter, "amounts >= 0, hue at most 0.5")
-        _check(0 <= self.solarize_threshold <= 256, "solarize_threshold", self.solarize_threshold, "a grey level, 0 to 256")
+        _check(0 <= self.solarize_threshold <= 256, "solarize_threshold", self.solarize_threshold, "a level, 0 to 256")
         for name in ("flip", "jitter_p", "grayscale_p", "blur_p", "solarize_p"):
             value = getattr(self, name)
             chances = value if isinstance(value, (tuple, list)) else (value,)
@@ -92,8 +92,7 @@ def _check(fine: bool, name: str, value: object, wanted: str) -> None:
         raise ConfigError(f"crops.{name}: {value!r} cannot be used; give {wanted}")
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(NamedTuple):
     """Every decision about one view, as plain numbers.
 
     `box` is (left, top, width, height) in pixels of a picture of size `picture` (width, height); a picture that was
@@ -122,19 +121,15 @@ def draw_views(config: CropsConfig, width: int, height: int, rng: np.random.Gene
     return tuple(_draw_view(config, min(index, 2), width, height, row) for index, row in enumerate(rows))
 
 
-def _draw_view(config: CropsConfig, group: int, width: int, height: int, row: Sequence[float]) -> View:
+def _draw_view(config: CropsConfig, group: int, width: int, height: int, row: list[float]) -> View:
     """One view from one row of uniform numbers. group: 0 first global, 1 second global, 2 local."""
     jitter = None
     if row[JITTER] < config.jitter_p:
-        brightness, contrast, saturation, hue = config.jitter
-        u = row[FACTORS : FACTORS + 4]
-        factors = [
-            max(0.0, 1 - amount) + chance * (1 + amount - max(0.0, 1 - amount))
-            for amount, chance in zip((brightness, contrast, saturation), u[:3], strict=True)
-        ]
-        factors.append(hue * (2 * u[3] - 1))
+        amounts = config.jitter
         # ColorJitter leaves an operation of amount 0 out altogether.
-        jitter = tuple((JITTERS[k], factors[k]) for k in ORDERS[int(row[ORDER] * 24)] if config.jitter[k] > 0)
+        jitter = tuple(
+            (JITTERS[k], _factor(k, amounts[k], row[FACTORS + k])) for k in ORDERS[int(row[ORDER] * 24)] if amounts[k]
+        )
     low, high = config.blur_radius
     return View(
         size=config.local_size if group == 2 else config.global_size,
@@ -148,8 +143,16 @@ def _draw_view(config: CropsConfig, group: int, width: int, height: int, row: Se
     )
 
 
+def _factor(operation: int, amount: float, chance: float) -> float:
+    """ColorJitter's ranges: hue from -amount to amount, the others from 1 - amount (at least 0) to 1 + amount."""
+    if operation == 3:
+        return amount * (2 * chance - 1)
+    low = max(0.0, 1 - amount)
+    return low + chance * (1 + amount - low)
+
+
 def _draw_box(
-    scale: tuple[float, float], ratio: tuple[float, float], width: int, height: int, row: Sequence[float]
+    scale: tuple[float, float], ratio: tuple[float, float], width: int, height: int, row: list[float]
 ) -> tuple[int, int, int, int]:
     """torchvision's RandomResizedCrop.get_params, from uniform numbers: area uniform, ratio log-uniform."""
     log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
@@ -173,7 +176,7 @@ def _draw_box(
 def make_views(image: Image.Image, views: Sequence[View], config: CropsConfig) -> list[np.ndarray]:
     """Apply the decisions to an RGB picture: one contiguous uint8 array [S, S, 3] per view, in their order."""
     if image.mode != "RGB":
-        raise ValueError(f"crops need a picture in mode RGB, not {image.mode!r}; read it with dino_tower.images.read_image")
+        raise ValueError(f"crops need a picture in mode RGB, not {image.mode!r}: read it with images.read_image")
     prepare, apply = BACK_ENDS[config.back_end]
     source = prepare(image)
     return [apply(source, view) for view in views]
@@ -183,7 +186,8 @@ def at_least(config: CropsConfig) -> tuple[int, int] | None:
     """The smallest (width, height) a picture may be decoded to for these crops; None: only its full size will do.
 
     A box of area share s and ratio r or more in a picture whose sides are both at least n has sides of at least
-    n sqrt(s r). `exact` always wants the full size: PIL's filter sees the undecimated pixels.
+    n sqrt(s r), so DECODING_GAP times the view remains. `exact` wants the full size: PIL's filter sees every pixel.
+    Draw the views for the full size all the same: they then are those of a full decode.
     """
     if config.back_end == "exact":
         return None
@@ -191,5 +195,5 @@ def at_least(config: CropsConfig) -> tuple[int, int] | None:
     sides = [config.global_size / math.sqrt(config.global_scale[0] * narrowest)]
     if config.locals:
         sides.append(config.local_size / math.sqrt(config.local_scale[0] * narrowest))
-    side = math.ceil(REDUCING_GAP * max(sides))
+    side = math.ceil(DECODING_GAP * max(sides))
     return side, side

@@ -82,6 +82,19 @@ def test_a_test_label_without_training_images_is_wrong_not_an_error() -> None:
     assert correct[1].tolist() == [True, False]
 
 
+@pytest.mark.parametrize("chunk", [2, 100])
+def test_each_image_judged_by_the_others(chunk: int) -> None:
+    rng = torch.Generator().manual_seed(4)
+    features, labels = torch.randn(12, 6, generator=rng), torch.arange(12) % 3
+    scores = knn_votes(features, labels, features, k=3, classes=3, chunk=chunk, leave_self_out=True)[3]
+    for i in range(12):
+        others = torch.arange(12) != i
+        alone = knn_votes(features[others], labels[others], features[i : i + 1], k=3, classes=3)[3]
+        torch.testing.assert_close(scores[i], alone[0])
+    with pytest.raises(ConfigError, match="leave_self_out"):
+        knn_accuracy(features, labels, features[:3], labels[:3], leave_self_out=True)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

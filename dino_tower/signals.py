@@ -1,0 +1,32 @@
+"""Stopping on purpose: SIGTERM, SIGUSR1 (what SLURM sends before it preempts) and Ctrl-C end a run after its step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StopSignals:
+    """Remembers the first stop signal; a second Ctrl-C interrupts at once.
+
+    Handlers can only be set in the main thread; elsewhere (a notebook's worker) nothing is caught.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in CAUGHT}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+
+    def restore(self) -> None:
+        """Put the handlers of before back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,113 @@
+"""What a run says before its first step and after its last one."""
+
+from __future__ import annotations
+
+import resource
+import time
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from dino_tower import __version__
+from dino_tower.config import to_tree, to_yaml
+from dino_tower.pretrain.plan import Plan
+from dino_tower.pretrain.run_directory import RunDirectory
+from dino_tower.pretrain.settings import Config
+from dino_tower.pretrain.state import Trained
+from dino_tower.sources import Source
+
+TRIAL_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of the whole run: seconds of one step without its data, and bytes of one process at its peak."""
+
+    step_seconds: float
+    memory: float
+
+
+def try_step(accelerator: Accelerator, student: nn.Module, trained: Trained, config: Config) -> Estimate:
+    """Time a forward and backward pass on noise and undo it: gradients dropped, batch statistics put back.
+
+    Small batches scale up to the real one, so the numbers are estimates.
+    """
+    device, crops = accelerator.device, config.crops
+    batch = min(TRIAL_BATCH, config.batch_size)
+    noise = torch.Generator(device="cpu").manual_seed(0)
+    sizes = [crops.global_size] * 2 + [crops.local_size] * crops.locals
+    views = [torch.randn(batch, 3, s, s, generator=noise).to(device) for s in sizes]
+    buffers = {b: b.clone() for net in (trained.student, trained.teacher) for b in net.buffers()}
+    for _ in range(2):  # the first pass pays for memory, threads and compilation
+        before = _memory(device)
+        start = time.perf_counter()
+        with torch.no_grad(), accelerator.autocast():
+            targets = trained.centre.targets(trained.teacher(views[:2]), config.loss.teacher_temp)
+        accelerator.backward(student(views, targets))
+        seconds = time.perf_counter() - start
+        peak = _memory(device)
+        for p in student.parameters():
+            p.grad = None
+    for buffer, value in buffers.items():
+        buffer.copy_(value)
+    scale = config.batch_size / batch
+    optimiser = 3 * sum(p.numel() * 4 for p in student.parameters() if p.requires_grad)
+    return Estimate(seconds * scale * config.compute.accumulate, before + (peak - before) * scale + optimiser)
+
+
+def _memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+def facts(config: Config, plan: Plan, world: int) -> dict[str, object]:
+    """What a checkpoint and the log's start row state of the run."""
+    return {
+        "version": __version__,
+        "world": world,
+        "steps": plan.steps,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "global_batch": plan.global_batch,
+        "resolved": to_tree(config),
+    }
+
+
+def announcement(
+    config: Config, plan: Plan, source: Source, trained: Trained, estimate: Estimate, world: int, device: str
+) -> str:
+    """The settings and what follows from them, for a person to read before the first step."""
+    millions = sum(p.numel() for p in trained.student.backbone.parameters()) / 1e6
+    minutes = estimate.step_seconds * plan.steps / 60
+    compressed = f" (compressed to {plan.compression:.1%} of the recipe)" if plan.compression < 1 else ""
+    lines = [
+        to_yaml(config).rstrip(),
+        "",
+        f"data         {source.describe()}",
+        f"tower        {config.arch}, {millions:.1f} M parameters, {type(trained.student.backbone).__name__}",
+        f"batch        {plan.global_batch} = {config.batch_size} x {world} processes x {config.compute.accumulate}",
+        f"length       {plan.steps} steps, {plan.epochs:.1f} epochs of {plan.steps_per_epoch} steps{compressed}",
+        f"peak lr      {plan.peak_lr:.3g} ({config.optim.lr_scaling})",
+        f"expected     about {_duration(minutes)} on {device}, {estimate.memory / 2**30:.1f} GiB a process, "
+        f"{estimate.step_seconds:.2g} s a step without its data",
+    ]
+    return "\n".join([*lines, *(f"note         {text}" for text in plan.warnings)])
+
+
+def farewell(config: Config, run: RunDirectory, step: int, plan: Plan, signal: str | None) -> str:
+    """The last line: what to do with the run, or how to continue it."""
+    if signal is not None and step < plan.steps:
+        return f"stopped by {signal} after step {step}; a checkpoint is written: continue with --resume"
+    return (
+        f"finished: {step} steps in {run.root}\n"
+        f"  dino-tower show {run.root}            curves, alarms and pictures as one page\n"
+        f"  dino-tower export {run.root} OUT      the tower as a transformers directory"
+    )
+
+
+def _duration(minutes: float) -> str:
+    if minutes < 1:
+        return f"{60 * minutes:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,122 @@
+"""From a command line to the settings of a run: presets, overrides, the run's own config.yaml, and what cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+from dino_tower.config import Tree, from_tree, read_yaml, words_to_tree
+from dino_tower.errors import ConfigError, unknown
+from dino_tower.pretrain.settings import Config
+
+PRESETS = Path(str(files("dino_tower.pretrain"))) / "presets"
+
+# What may differ between a run and its continuation: it changes speed or reporting, not the weights.
+FREE_ON_RESUME = (
+    "output", "preset", "resume", "print_config", "workers", "checkpoint_every", "monitor", "faults",
+    "batch_size", "compute.accumulate", "compute.cpu", "compute.activation_checkpointing",
+)  # fmt: skip
+
+
+def preset_names() -> list[str]:
+    """The recipes in the package."""
+    return sorted(p.stem for p in PRESETS.glob("*.yaml"))
+
+
+def preset_path(name: str) -> Path:
+    """The YAML file of a preset name or path; ConfigError with the nearest name."""
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    if name not in preset_names():
+        raise unknown("preset", name, preset_names())
+    return PRESETS / f"{name}.yaml"
+
+
+def load_preset(name: str) -> Config:
+    """The settings of one recipe."""
+    path = preset_path(name)
+    config = from_tree(Config(), read_yaml(path), path.name)
+    return replace(config, preset=name, recipe_epochs=config.epochs)
+
+
+def read_config(argv: Sequence[str]) -> Config:
+    """The settings that a command line asks for: a preset under it, or, on `--resume`, the run's own config.yaml.
+
+    Raises ConfigError for a wrong key or value, for missing --data or --output, and, on `--resume`, for a setting that
+    differs from the run's.
+    """
+    words = words_to_tree(Config, argv)
+    start = load_preset(str(words.get("preset", Config.preset)))
+    asked = from_tree(start, words, "command line")
+    if not asked.output and not asked.print_config:
+        raise ConfigError("command line: --output DIR is missing: where the run is to be written")
+    saved = Path(asked.output or ".") / "config.yaml"
+    if asked.resume != "no" and asked.output and saved.is_file():
+        return _continue(saved, words, asked)
+    if not asked.data:
+        raise ConfigError("command line: --data SOURCE is missing: a folder, hf:NAME, tar:PATTERN, a list, or scenes")
+    check(asked)
+    return asked
+
+
+def _continue(saved: Path, words: Tree, asked: Config) -> Config:
+    """The run's settings with the free ones of the command line; ConfigError where another one differs."""
+    run = from_tree(Config(), read_yaml(saved), str(saved))
+    kept = from_tree(run, {k: v for k, v in words.items() if k != "preset"}, "command line")
+    if "preset" in words and asked.preset != run.preset:
+        raise ConfigError(f"{saved}: this run was started with --preset {run.preset}, not {asked.preset}")
+    for key, old, new in differences(run, kept):
+        if not key.startswith(FREE_ON_RESUME):
+            raise ConfigError(
+                f"{saved}: this run has {key} {old!r}, not {new!r}; leave --{key.replace('_', '-')} out to continue it, "
+                "or start a new run in another --output"
+            )
+    check(kept)
+    return kept
+
+
+def differences(a: object, b: object, prefix: str = "") -> list[tuple[str, object, object]]:
+    """(dotted key, value in a, value in b) of every setting that differs."""
+    found: list[tuple[str, object, object]] = []
+    for name, old in vars(a).items():
+        new = getattr(b, name)
+        if hasattr(old, "__dataclass_fields__"):
+            found += differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append((f"{prefix}{name}", old, new))
+    return found
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError, naming the key, for values that no run can use."""
+    positive = {
+        "epochs": config.epochs, "batch_size": config.batch_size, "checkpoint_every": config.checkpoint_every,
+        "compute.accumulate": config.compute.accumulate, "monitor.log_every": config.monitor.log_every,
+        "head.prototypes": config.head.prototypes, "head.hidden": config.head.hidden,
+        "head.bottleneck": config.head.bottleneck, "steps": 1 if config.steps is None else config.steps,
+        "loss.student_temp": config.loss.student_temp, "loss.teacher_temp": config.loss.teacher_temp,
+        "loss.teacher_temp_start": config.loss.teacher_temp_start, "faults.keep_last": config.faults.keep_last,
+    }  # fmt: skip
+    not_negative = {
+        "workers": config.workers, "optim.base_lr": config.optim.base_lr, "optim.min_lr": config.optim.min_lr,
+        "optim.warmup_epochs": config.optim.warmup_epochs, "optim.clip": config.optim.clip, "seed": config.seed,
+        "head.freeze_epochs": config.head.freeze_epochs, "monitor.minutes": config.monitor.minutes,
+        "loss.teacher_temp_warmup": config.loss.teacher_temp_warmup, "faults.keep_every": config.faults.keep_every,
+    }  # fmt: skip
+    shares = {
+        "teacher.momentum": config.teacher.momentum, "teacher.momentum_end": config.teacher.momentum_end,
+        "loss.centre_momentum": config.loss.centre_momentum, "model.drop_path": config.model.drop_path,
+    }  # fmt: skip
+    for key, value in positive.items():
+        if value <= 0:
+            raise ConfigError(f"{key} is {value}; it must be above 0")
+    for key, value in not_negative.items():
+        if value < 0:
+            raise ConfigError(f"{key} is {value}; it must not be negative")
+    for key, value in shares.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{key} is {value}; it must lie between 0 and 1")
+    if (config.pixels.mean is None) != (config.pixels.std is None):
+        raise ConfigError("pixels.mean and pixels.std belong together; give both or neither")

@@ -1,0 +1,194 @@
+"""The training loader: a pure function of (seed, start position) for any number of workers, by fork or by spawn.
+
+B: batch of one rank; V: local views; S: size of a view in pixels. The order of samples is `order.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dino_tower.images import UnreadableImage
+from dino_tower.pretrain.crops import CropsConfig, at_least, draw_views, make_views
+from dino_tower.pretrain.order import BatchKey, Order, batch_keys, epoch_order, sample_rng, steps_in_epoch
+from dino_tower.pretrain.skipped import SkippedLog, TooManySkipped
+from dino_tower.sources import NO_LABEL, Mixture, Sample, Source, load_batches
+from dino_tower.sources.workers import read_ahead
+
+READ_AHEAD = 4  # batches that the thread of a streamed source stays ahead
+
+MakeViews = Callable[[Sample, np.random.Generator], list[np.ndarray]]
+
+
+@dataclass
+class Batch:
+    """One micro-step's views: first and second global, then V locals, each uint8 [B, S, S, 3]."""
+
+    views: list[Tensor]
+    ids: list[str]
+    labels: Tensor  # int64 [B], -1 where there is none
+    positions: np.ndarray  # int64 [B] in the epoch's order
+    epoch: int
+    skipped: list[tuple[str, str]]  # (id, reason) of samples that others stand in for; without views: why there are none
+
+    def pin_memory(self) -> Batch:
+        """Page-locked copies, for DataLoader(pin_memory=True)."""
+        return replace(self, views=[view.pin_memory() for view in self.views], labels=self.labels.pin_memory())
+
+
+@dataclass(frozen=True)
+class CropViews:
+    """Read a sample and cut its views: list of uint8 [S, S, 3]. Raises UnreadableImage."""
+
+    config: CropsConfig
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> list[np.ndarray]:
+        image, (width, height) = sample.sized(at_least(self.config))
+        return make_views(image, draw_views(self.config, width, height, rng), self.config)
+
+
+@dataclass(frozen=True)
+class DrawnKey:
+    """What a worker is sent: a BatchKey, the order's (index, repeat) at its positions and, of a stream, the samples."""
+
+    key: BatchKey
+    drawn: list[tuple[int, int]]
+    samples: list[Sample | UnreadableImage] | None = None
+
+
+class BatchMaker:
+    """Turns a DrawnKey into a Batch, in whatever process it finds itself.
+
+    An unreadable sample is replaced by the next readable one of the same rank's order, which keeps its own place too.
+    `tries` failures in a row for one place give a Batch without views, whose `skipped` says why.
+    """
+
+    def __init__(self, source: Source, views: MakeViews, seed: int, world: int, tries: int) -> None:
+        self.source, self.views, self.seed, self.world, self.tries = source, views, seed, world, tries
+        self._order: Order | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_order": None}  # cheaper to draw again than to send
+
+    def order(self, epoch: int) -> Order:
+        """The epoch's order, drawn when first needed and kept until another epoch is asked for."""
+        if self._order is None or self._order.epoch != epoch:
+            self._order = epoch_order(self.source, self.seed, epoch)
+        return self._order
+
+    def draw(self, key: BatchKey, read: bool) -> DrawnKey:
+        """Look the key's positions up in the order; `read` fetches the undecoded samples too."""
+        order = self.order(key.epoch)
+        drawn = [order.at(position) for position in key.positions.tolist()]
+        return DrawnKey(key, drawn, [self._fetch(index) for index, _ in drawn] if read else None)
+
+    def __call__(self, work: DrawnKey) -> Batch:
+        """Read, crop and stack."""
+        views: list[list[np.ndarray]] = []
+        samples: list[Sample] = []
+        skipped: dict[str, str] = {}
+        for place in range(len(work.drawn)):
+            found = self._first_readable(work, place, skipped)
+            if found is None:
+                return Batch([], [], torch.empty(0, dtype=torch.int64), work.key.positions, work.key.epoch, [*skipped.items()])
+            samples.append(found[0])
+            views.append(found[1])
+        return Batch(
+            [torch.from_numpy(np.stack(same)) for same in zip(*views, strict=True)],
+            [sample.id for sample in samples],
+            torch.tensor([NO_LABEL if sample.label is None else sample.label for sample in samples], dtype=torch.int64),
+            work.key.positions,
+            work.key.epoch,
+            [*skipped.items()],
+        )
+
+    def _first_readable(
+        self, work: DrawnKey, place: int, skipped: dict[str, str]
+    ) -> tuple[Sample, list[np.ndarray]] | None:
+        index, repeat = work.drawn[place]
+        sample = self._fetch(index) if work.samples is None else work.samples[place]
+        for attempt in range(self.tries):
+            if attempt:
+                order = self.order(work.key.epoch)
+                index, repeat = order.at((int(work.key.positions[place]) + attempt * self.world) % len(order))
+                sample = self._fetch(index)
+            try:
+                if isinstance(sample, UnreadableImage):
+                    raise sample
+                # `attempt` keeps a stand-in's crops apart from those it gets at its own place.
+                return sample, self.views(sample, sample_rng(self.seed, work.key.epoch, index, repeat + attempt))
+            except UnreadableImage as error:
+                skipped[self.source.sample_id(index)] = error.reason
+        return None
+
+    def _fetch(self, index: int) -> Sample | UnreadableImage:
+        try:
+            return self.source[index]
+        except UnreadableImage as error:
+            return error
+
+
+def build_loader(
+    source: Source,
+    crops: CropsConfig | MakeViews,
+    *,
+    seed: int,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    accumulate: int = 1,
+    start_step: int = 0,
+    total_steps: int,
+    steps_per_epoch: int | None = None,
+    workers: int = 0,
+    start_method: str | None = None,
+    skipped_log: Path | None = None,
+    max_skipped: float = 0.05,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Yield the Batches of one rank for the optimiser steps start_step .. total_steps - 1, `accumulate` for each step.
+
+    `crops` is a configuration, or a function (sample, rng) -> list of uint8 [S, S, 3]. `steps_per_epoch` defaults to all
+    that the source has. Global random states are neither read nor changed. Close the iterator to end the workers.
+
+    Raises:
+        ConfigError: fewer samples than one global batch; TooManySkipped: more unreadable images than `max_skipped` (a
+            number, or below 1 a share) allows. Both in the main process.
+    """
+    whole = steps_in_epoch(len(source), batch_size * world * accumulate)
+    log = SkippedLog(skipped_log, max_skipped, len(source))
+    views = CropViews(crops) if isinstance(crops, CropsConfig) else crops
+    maker = BatchMaker(source, views, seed, world, min(log.limit + 1, len(source)))
+    keys = batch_keys(
+        batch_size=batch_size,
+        rank=rank,
+        world=world,
+        accumulate=accumulate,
+        start_step=start_step,
+        total_steps=total_steps,
+        steps_per_epoch=min(steps_per_epoch or whole, whole),
+    )
+    streamed = any(part.stretches is not None for part in (source.sources if isinstance(source, Mixture) else (source,)))
+    drawn: Iterator[DrawnKey] = (maker.draw(key, streamed) for key in keys)
+    if streamed:  # one thread of the process reads in long runs, workers only decode
+        drawn = read_ahead(drawn, READ_AHEAD)
+    return _recorded(load_batches(maker, drawn, workers=workers, start_method=start_method, pin_memory=pin_memory), log)
+
+
+def _recorded(batches: Iterator[Batch], log: SkippedLog) -> Iterator[Batch]:
+    """The same batches; what they skipped goes to the log, which ends the run when it is too much."""
+    try:
+        for batch in batches:
+            log.record(batch.skipped)
+            if not batch.views:
+                name, reason = batch.skipped[-1]
+                raise TooManySkipped(f"{len(batch.skipped)} images in a row could not be read; the last: {name}: {reason}")
+            yield batch
+    finally:
+        batches.close()  # type: ignore[attr-defined]

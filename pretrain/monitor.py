@@ -1,0 +1,147 @@
+"""Is the run healthy? Cheap numbers of every logged step, and a longer look at the teacher every few minutes.
+
+B images, K prototypes, D features.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dino_tower.images import UnreadableImage
+from dino_tower.knn import knn_accuracy
+from dino_tower.pictures import PcaBasis, attention_picture, pca_basis, pca_picture, pca_scores
+from dino_tower.pretrain.losses import Centre
+from dino_tower.pretrain.networks import make_backbone
+from dino_tower.pretrain.pixels import Normalise
+from dino_tower.pretrain.run_directory import RunDirectory
+from dino_tower.pretrain.settings import Config
+from dino_tower.pretrain.student_teacher import Network
+from dino_tower.sources import NO_LABEL, Source
+from dino_tower.tokens import Tokens, last_attention, tokens
+
+NEIGHBOURS = (5, 10, 20)
+BATCH = 64
+SHARE_OF_TIME = 0.05  # what looking may cost
+
+
+@torch.no_grad()
+def health(targets: Tensor, loss: Tensor, centre: Centre) -> dict[str, float]:
+    """Numbers of one step, from the teacher's probabilities [2, B, K] and the loss.
+
+    entropy: mean over images, nats, at most ln K. usage_entropy: of the mean target; prototypes_used is its exponential.
+    kl: loss less entropy, what the student has still to learn of the teacher. centre_norm: L2.
+    """
+    entropy = torch.special.entr(targets).sum(-1).mean()
+    usage = torch.special.entr(targets.mean((0, 1))).sum()
+    return {
+        "loss": loss.item(),
+        "entropy": entropy.item(),
+        "kl": (loss - entropy).item(),
+        "usage_entropy": usage.item(),
+        "prototypes_used": usage.exp().item(),
+        "centre_norm": centre.centre.norm().item(),
+    }
+
+
+def rankme(features: Tensor) -> float:
+    """Effective rank of features [N, D]: exp of the entropy of the normalised singular values (Garrido et al. 2023)."""
+    values = torch.linalg.svdvals(features.double() - features.double().mean(0))
+    share = values / values.sum().clamp(min=1e-12)
+    return float(torch.special.entr(share).sum().exp())
+
+
+class Monitor:
+    """Looks at the teacher with a copy of its own, so that nothing of the run is touched. Main process only."""
+
+    def __init__(
+        self, config: Config, run: RunDirectory, source: Source, processor: object, normalise: Normalise
+    ) -> None:
+        self.config, self.run, self.normalise, self.processor = config.monitor, run, normalise, processor
+        device = normalise.mean.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(config.seed)
+            self.twin = make_backbone(replace(config, init_from=None)).to(device).eval()
+        if self.twin.config.model_type != "resnet":
+            self.twin.set_attn_implementation("eager")
+        self.shown = _gather(source, np.linspace(0, len(source) - 1, self.config.pictures, dtype=int), processor)[0]
+        labels = source.labels()
+        labelled = np.flatnonzero(labels != NO_LABEL) if labels is not None else np.array([], dtype=int)
+        chosen = np.random.default_rng(config.seed).permutation(labelled)[: self.config.knn_images]
+        self.bank, kept = _gather(source, np.sort(chosen), processor)
+        self.labels = torch.from_numpy(labels[kept]) if labels is not None else None
+        self.floor = self._knn(self._encode(self.bank)) if len(self.bank) > max(NEIGHBOURS) else None
+        self._anchor: Tensor | None = None
+        self._basis: PcaBasis | None = None
+        self._looked, self._cost = time.monotonic(), 0.0
+
+    def due(self) -> bool:
+        """Whether it is time for a look: the asked minutes have passed, and looking stays a small share of the time."""
+        pause = max(60 * self.config.minutes, self._cost / SHARE_OF_TIME)
+        return self.config.minutes > 0 and time.monotonic() - self._looked > pause
+
+    @torch.no_grad()
+    def look(self, step: int, teacher: Network) -> dict[str, object]:
+        """Log k-NN beside the untrained twin's, RankMe, and pictures of attention and PCA; returns the logged row."""
+        start = time.monotonic()
+        self.twin.load_state_dict(teacher.backbone.state_dict())
+        row: dict[str, object] = {"pictures": self._pictures(step)}
+        if self.floor is not None:
+            features = self._encode(self.bank)
+            row |= {"knn": self._knn(features), "random_knn": self.floor, "rankme": rankme(features)}
+        self.run.log("monitor", step, **row)
+        self._looked = time.monotonic()
+        self._cost = self._looked - start
+        return row
+
+    def _tokens(self, images: Tensor) -> Tokens:
+        return tokens(self.twin, self.normalise(images))
+
+    @torch.no_grad()
+    def _encode(self, images: Tensor) -> Tensor:
+        return torch.cat([self._tokens(part).pooled.float().cpu() for part in images.split(BATCH)])
+
+    def _knn(self, features: Tensor) -> Mapping[str, float]:
+        accuracy = knn_accuracy(features, self.labels, features, self.labels, k=NEIGHBOURS, leave_self_out=True)
+        return {str(k): value for k, value in accuracy.items()}
+
+    def _pictures(self, step: int) -> list[str]:
+        if not len(self.shown):
+            return []
+        folder = self.run.root / "pictures" / f"step-{step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        images = [Image.fromarray(image.numpy()) for image in self.shown]
+        for i, image in enumerate(images):
+            if not (path := self.run.root / "pictures" / f"input-{i}.png").exists():
+                image.save(path)
+        patches = self._tokens(self.shown).patches.cpu()
+        # turned towards the colours of the look before, so that a series does not flicker
+        self._basis = pca_basis(patches, self._anchor)
+        self._anchor = pca_scores(patches, self._basis).flatten(0, -2)
+        drawn = {f"pca-{i}": pca_picture(p, self._basis) for i, p in enumerate(patches)}
+        if self.twin.config.model_type not in ("resnet", "siglip_vision_model"):
+            maps = last_attention(self.twin, self.normalise(self.shown)).cpu()
+            drawn |= {f"attention-{i}": attention_picture(images[i], maps[i]) for i in range(len(images))}
+        for name, picture in drawn.items():
+            picture.save(folder / f"{name}.png")
+        return [f"pictures/step-{step}/{name}.png" for name in drawn]
+
+
+def _gather(source: Source, indices: np.ndarray, processor: object) -> tuple[Tensor, np.ndarray]:
+    """The readable images among `indices` as the processor crops them: uint8 [N, S, S, 3], and their indices."""
+    images, kept = [], []
+    for i in indices.tolist():
+        try:
+            picture = source[i].image()
+        except UnreadableImage:
+            continue
+        pixels = processor(picture, return_tensors="pt", do_rescale=False, do_normalize=False).pixel_values[0]
+        images.append(pixels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0))
+        kept.append(i)
+    return (torch.stack(images) if images else torch.empty(0, dtype=torch.uint8)), np.array(kept, dtype=int)

@@ -1,0 +1,74 @@
+"""Student and teacher of a run, built from its settings."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from dino_tower.architectures import build
+from dino_tower.errors import ConfigError
+from dino_tower.positions import use_reference_interpolation
+from dino_tower.pretrain.heads import DinoHead
+from dino_tower.pretrain.settings import Config
+from dino_tower.pretrain.state import load_backbone
+from dino_tower.pretrain.student_teacher import Network, make_teacher
+from dino_tower.pretrain.synchronised import synchronise_batch_norm
+from dino_tower.tokens import patch_size, width
+
+
+def make_networks(config: Config, device: torch.device, world: int) -> tuple[Network, Network]:
+    """Student and teacher with equal weights, the same on every process.
+
+    Raises ConfigError for settings that do not fit each other.
+    """
+    torch.manual_seed(config.seed)
+    backbone = make_backbone(config)
+    head = DinoHead(
+        width(backbone),
+        config.head.prototypes,
+        config.head.hidden,
+        config.head.bottleneck,
+        config.head.norm_last_layer,
+        config.head.batch_norm,
+    )
+    student = Network(backbone, head).to(device)
+    teacher = make_teacher(student)
+    if config.compute.activation_checkpointing:
+        _checkpoint_activations(backbone)
+    if world > 1:
+        synchronise_batch_norm(student)
+        synchronise_batch_norm(teacher)
+    if config.compute.compile:
+        student.backbone.compile()
+        teacher.backbone.compile()
+    return student, teacher
+
+
+def make_backbone(config: Config) -> PreTrainedModel:
+    """The backbone that the settings describe, with the weights of `init_from` if given."""
+    crops, model = config.crops, config.model
+    backbone = build(
+        config.arch,
+        image_size=crops.global_size,
+        drop_path=model.drop_path,
+        layerscale=model.layerscale,
+        width=model.width,
+        depth=model.depth,
+        heads=model.heads,
+    )
+    patch = patch_size(backbone)
+    # transformers silently floors odd sizes: pixels at the edge would never be seen
+    if backbone.config.model_type != "resnet" and crops.locals and crops.local_size % patch:
+        raise ConfigError(f"crops.local_size {crops.local_size} is not a multiple of the patch size {patch} of {config.arch}")
+    if config.model.positions == "reference":
+        use_reference_interpolation(backbone)
+    if config.init_from is not None:
+        load_backbone(backbone, config.init_from)
+    return backbone
+
+
+def _checkpoint_activations(backbone: PreTrainedModel) -> None:
+    if not backbone.supports_gradient_checkpointing:
+        raise ConfigError(f"compute.activation_checkpointing: {type(backbone).__name__} of transformers has none")
+    # non-reentrant: works under DDP, and replays the random state so that drop path drops the same paths again
+    backbone.gradient_checkpointing_enable({"use_reentrant": False})

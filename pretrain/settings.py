@@ -1,0 +1,197 @@
+"""Every setting of a pretraining run, with its meaning: what a preset, the command line and `config.yaml` speak of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dino_tower.pretrain.crops import CropsConfig
+from dino_tower.sources import SourceOptions
+
+LR_SCALING = {
+    "linear_256": lambda batch: batch / 256,
+    "sqrt_1024": lambda batch: (batch / 1024) ** 0.5,
+    "none": lambda batch: 1.0,
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The backbone."""
+
+    width: int | None = None
+    """Features of a token, in place of the architecture's."""
+    depth: int | None = None
+    """Number of blocks, in place of the architecture's."""
+    heads: int | None = None
+    """Attention heads, in place of the architecture's."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last block (student only); the blocks before rise to it linearly."""
+    layerscale: float = 1.0
+    """Initial LayerScale; exactly 1 means none."""
+    positions: Literal["native", "reference"] = "native"
+    """How position tables are resized: as the exported class does, or as DINO's own code did."""
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The projection head."""
+
+    prototypes: int = 65536
+    """Outputs of the head (DINO calls it out_dim)."""
+    hidden: int = 2048
+    """Width of the two hidden layers."""
+    bottleneck: int = 256
+    """Width in front of the prototypes."""
+    norm_last_layer: bool = True
+    """Keep the prototypes' gain at 1."""
+    batch_norm: bool = False
+    """Batch norm in the hidden layers; helps small data leave the uniform teacher."""
+    freeze_epochs: float = 1.0
+    """Epochs during which the prototypes do not move."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Temperatures and centring."""
+
+    student_temp: float = 0.1
+    teacher_temp: float = 0.07
+    """Teacher temperature after its warm-up."""
+    teacher_temp_start: float = 0.04
+    """Teacher temperature of the first epoch."""
+    teacher_temp_warmup: int = 30
+    """Epochs from start to final temperature, in steps of one epoch."""
+    centre_momentum: float = 0.9
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser and its schedules."""
+
+    name: Literal["adamw", "sgd", "lars"] = "adamw"
+    base_lr: float = 5e-4
+    """Learning rate before `lr_scaling`; the resulting peak is printed at the start."""
+    lr_scaling: Literal["linear_256", "sqrt_1024", "none"] = "linear_256"
+    """Peak lr: base_lr x global batch / 256, base_lr x sqrt(global batch / 1024), or base_lr itself."""
+    min_lr: float = 1e-6
+    """Learning rate at the end; not scaled."""
+    warmup_epochs: float = 10.0
+    weight_decay: float = 0.04
+    weight_decay_end: float = 0.4
+    clip: float = 3.0
+    """Largest gradient norm; 0 switches clipping off."""
+    clip_mode: Literal["per_parameter", "global"] = "per_parameter"
+    """The norm that is limited: each parameter's own, as DINO does, or all gradients' together."""
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The moving average."""
+
+    momentum: float = 0.996
+    momentum_end: float = 1.0
+
+
+@dataclass(frozen=True)
+class PixelsConfig:
+    """Normalisation: ImageNet's mean and standard deviation, others, or measured on the first images."""
+
+    mean: tuple[float, float, float] | None = None
+    """Of RGB in [0, 1]; none means ImageNet's."""
+    std: tuple[float, float, float] | None = None
+    measure: bool = False
+    """Measure mean and std on 1,000 images before the first step."""
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How a step is computed; none of it changes what is learned beyond rounding."""
+
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    accumulate: int = 1
+    """Batches of each process that make one optimiser step."""
+    activation_checkpointing: bool = False
+    """Recompute activations in backward: less memory, a third more time."""
+    compile: bool = False
+    """torch.compile the backbones."""
+    cpu: bool = False
+    """Stay on the CPU even where there is a GPU."""
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    """What is watched while the run goes on."""
+
+    log_every: int = 10
+    """Steps between rows of log.jsonl."""
+    minutes: float = 3.0
+    """Minutes between looks at k-NN, RankMe and pictures; 0 switches them off."""
+    knn_images: int = 1000
+    """Images of the online k-NN, each judged by the others; needs labels."""
+    pictures: int = 4
+    """Images whose attention and PCA are drawn through time."""
+    tracker: str = "auto"
+    """An accelerate tracker (tensorboard, wandb, mlflow, ...), none, or auto: tensorboard where it is installed."""
+
+
+@dataclass(frozen=True)
+class FaultsConfig:
+    """What a run puts up with."""
+
+    max_skipped: float = 0.1
+    """Images that may be unreadable: a share below 1, or a number."""
+    max_bad_steps: int = 10
+    """Steps with a non-finite loss or gradient in a row before going back to the last checkpoint."""
+    max_rollbacks: int = 3
+    """Times a run may go back before it stops."""
+    keep_last: int = 2
+    """Checkpoints kept, newest first."""
+    keep_every: int = 0
+    """Also keep every checkpoint whose step is a multiple of this; 0 keeps none of them."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One pretraining run."""
+
+    data: tuple[str, ...] = ()
+    """SOURCE: a folder, hf:NAME, tar:PATTERN, a .csv or .txt list, or scenes; repeat to mix."""
+    output: str = ""
+    """Directory of the run."""
+    preset: str = "dino_vits16"
+    """Recipe to start from: a name, or a YAML file."""
+    arch: str = "vits16"
+    """Backbone: vit{t,s,b,l}{8,14,16} with _reg4, _rope, _siglip or _clip, resnet18, resnet50."""
+    init_from: str | None = None
+    """Start from the weights of a directory or Hub checkpoint of the same class."""
+    epochs: int = 100
+    """Passes over the data."""
+    steps: int | None = None
+    """Optimiser steps, in place of epochs."""
+    batch_size: int = 64
+    """Images per process and micro-batch."""
+    seed: int = 0
+    workers: int = 2
+    """Loader processes for each training process; 0 loads in the training process."""
+    checkpoint_every: int = 500
+    """Optimiser steps between checkpoints; there is always one at the end."""
+    resume: Literal["no", "true", "auto"] = "no"
+    """Continue the run in --output; auto: resume or start."""
+    print_config: bool = False
+    """Print the resolved settings and stop."""
+    recipe_batch: int = 1024
+    """Global batch the recipe was made for; a different one is warned about."""
+    recipe_epochs: int = 0
+    """Epochs the warm-ups were made for; filled in from the preset."""
+    source: SourceOptions = field(default_factory=SourceOptions)
+    crops: CropsConfig = field(default_factory=CropsConfig)
+    pixels: PixelsConfig = field(default_factory=PixelsConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    faults: FaultsConfig = field(default_factory=FaultsConfig)

@@ -1,0 +1,81 @@
+"""What several processes must agree on: batch statistics, faults and signals, logged means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+from torch import Tensor, nn
+
+
+class _AllReducedBatchNorm:
+    """Batch norm over the joint batch of all processes, for backends without a kernel of their own (gloo).
+
+    Mixed into BatchNorm1d / BatchNorm2d; x is [B, C] or [B, C, H, W].
+    """
+
+    def forward(self: nn.BatchNorm2d, x: Tensor) -> Tensor:  # type: ignore[misc]
+        if not self.training:
+            return super().forward(x)  # type: ignore[misc]
+        axes = [0, *range(2, x.ndim)]
+        count = x.numel() // x.shape[1] * dist.get_world_size()
+        sums = torch.cat([x.sum(axes), x.square().sum(axes)])
+        mean, square = (dist_nn.all_reduce(sums) / count).chunk(2)
+        variance = square - mean.square()
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return x * scale.view(shape) + (self.bias - mean * scale).view(shape)
+
+
+class _AllReducedBatchNorm1d(_AllReducedBatchNorm, nn.BatchNorm1d):
+    pass
+
+
+class _AllReducedBatchNorm2d(_AllReducedBatchNorm, nn.BatchNorm2d):
+    pass
+
+
+def synchronise_batch_norm(module: nn.Module) -> None:
+    """Make every batch norm inside `module` use the joint batch of all processes; weights and names stay.
+
+    On GPUs torch's SyncBatchNorm, which raises on CPU; there a few lines of all-reduce. Untested on GPU.
+    """
+    if next(module.parameters()).is_cuda:
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        return
+    for child in module.modules():
+        if type(child) is nn.BatchNorm1d:
+            child.__class__ = _AllReducedBatchNorm1d
+        elif type(child) is nn.BatchNorm2d:
+            child.__class__ = _AllReducedBatchNorm2d
+
+
+class Agreement:
+    """Small all-reduces; without several processes each is the value itself."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.joint = dist.is_available() and dist.is_initialized()
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Each flag, true if it is true on any process."""
+        if not self.joint:
+            return list(flags)
+        tensor = torch.tensor([float(f) for f in flags], device=self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return [bool(v) for v in tensor.tolist()]
+
+    def mean(self, row: Mapping[str, float]) -> dict[str, float]:
+        """The mean over processes of every number."""
+        if not self.joint:
+            return dict(row)
+        tensor = torch.tensor(list(row.values()), dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return dict(zip(row, (tensor / dist.get_world_size()).tolist(), strict=True))
