@@ -150,7 +150,7 @@ def build(
     if drop_path and family in NO_DROP_PATH:
         raise ConfigError(f"{arch} has no drop path in transformers; set --model.drop-path 0")
     model = CLASSES[family](size, layerscale, drop_path)
-    _initialise(model)
+    initialise(model)
     if drop_path:
         _linear_drop_path(model, drop_path)
     _freeze_unused(model, layerscale)
@@ -173,7 +173,8 @@ def _build_resnet(
 
 
 @torch.no_grad()
-def _initialise(model: PreTrainedModel) -> None:
+def initialise(model: PreTrainedModel) -> None:
+    """Draw a ViT's weights anew, as DINO's code does, whatever its transformers class does by default."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)

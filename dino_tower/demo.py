@@ -21,8 +21,9 @@ from dino_tower.attention import Jaccard, jaccard, mean_jaccard
 from dino_tower.knn import knn_correct, paired_interval
 from dino_tower.pictures import attention_picture, pca_basis, pca_picture, sheet
 from dino_tower.run_page import write_run_page
-from dino_tower.scenes import kind_names, make_scene
-from dino_tower.tower import Tower
+from dino_tower.scenes import Scene, kind_names, make_scene
+from dino_tower.tokens import Tokens
+from dino_tower.tower import Images, Tower
 
 LEVEL = "easy"
 KS = (5, 10, 20)
@@ -79,7 +80,8 @@ def measure(
 ) -> tuple[dict[str, Tensor], Tensor, dict[str, list[Jaccard]]]:
     """Features {name: [N, D]} and kinds [N] of the first `count` scenes of a split; on "test" also attention overlap.
 
-    The towers look at whole scenes at the size they were trained at, so that masks need no crop.
+    k-NN takes a tower as its users get it, crop and all. Attention is asked about whole scenes at the size trained at,
+    since the crop would cut the masks; its label is the kind: the objects that make it up, not those that distract.
     """
     features: dict[str, list[Tensor]] = {name: [] for name in (*towers, PIXELS)}
     overlap: dict[str, list[Jaccard]] = {name: [] for name in towers}
@@ -88,13 +90,25 @@ def measure(
         scenes = [make_scene(LEVEL, i, split) for i in range(start, min(start + AT_A_TIME, count))]
         images = [PIL.Image.fromarray(scene.image) for scene in scenes]
         for name, tower in towers.items():
-            features[name].append(tower(images).cls)
+            features[name].append(look(tower, images).pooled)
             if split == "test":
-                maps = tower.attention(images)
-                overlap[name] += [jaccard(a, scene.semantic) for a, scene in zip(maps, scenes, strict=True)]
+                maps = tower.attention(images, _whole(tower))
+                overlap[name] += [jaccard(a, kind_mask(scene)) for a, scene in zip(maps, scenes, strict=True)]
         features[PIXELS].append(raw_pixels(images))
         kinds += [scene.kind for scene in scenes]
     return {name: torch.cat(rows) for name, rows in features.items()}, torch.tensor(kinds), overlap
+
+
+def kind_mask(scene: Scene) -> np.ndarray:
+    """uint8 [H, W]: 1 where an object of the scene's kind shows, 0 on distractors and ground."""
+    return np.isin(scene.instances, [o.instance for o in scene.objects if o.from_kind]).astype(np.uint8)
+
+
+def look(tower: Tower, images: Images, size: tuple[int, int] | None = None) -> Tokens:
+    """The tower's tokens of pictures of one size."""
+    out = tower(images, size)
+    assert isinstance(out, Tokens)  # scenes are square, and all of one size
+    return out
 
 
 def raw_pixels(images: Sequence[PIL.Image.Image]) -> Tensor:
@@ -119,7 +133,7 @@ def report(found: dict[str, Found]) -> tuple[str, dict[str, Any]]:
     text = [f"k-NN accuracy, {scenes:,} test scenes of {len(kind_names(LEVEL))} kinds (%)"]
     text += _table([f"k = {k}" for k in KS], {name: list(row.values()) for name, row in knn.items()})
     text += _table([], {f"{TRAINED} - {floor}": list(row.values()) for floor, row in gains.items()})
-    text += ["", "attention masks against the objects of each class, IoU (%)"]
+    text += ["", "attention masks against the objects that make up the kind, IoU (%)"]
     text += _table([field.replace("_", " ") for field in Jaccard._fields], {name: list(j) for name, j in looks.items()})
     text += _table([], {f"{TRAINED} - {UNTRAINED}": list(look_gains.values())})
     text += ["", BELOW, *_verdicts(gains, look_gains)]
@@ -138,13 +152,18 @@ def draw(trained: Tower, untrained: Tower, path: Path) -> None:
     images = [PIL.Image.fromarray(make_scene(LEVEL, i, "test").image) for i in range(SHOWN)]
     columns = [[image.resize((192, 192)) for image in images]]
     for tower in (trained, untrained):
-        patches = tower(images).patches
+        patches = look(tower, images, _whole(tower)).patches
         basis = pca_basis(patches)
-        maps = tower.attention(images)
+        maps = tower.attention(images, _whole(tower))
         columns.append([attention_picture(image, a, size=192) for image, a in zip(images, maps, strict=True)])
         columns.append([pca_picture(p, basis, size=192) for p in patches])
     captions = ("scene", f"{TRAINED}: attention", "features (PCA)", f"{UNTRAINED}: attention", "features (PCA)")
     sheet([list(row) for row in zip(*columns, strict=True)], captions).save(path)
+
+
+def _whole(tower: Tower) -> tuple[int, int]:
+    side = int(tower.model.config.image_size)
+    return side, side
 
 
 def _verdicts(gains: dict[str, dict[int, Any]], looks: dict[str, Any]) -> list[str]:

@@ -1,8 +1,8 @@
 """One safe reader of pictures for training, evaluation and serving, and the processor that a tower is saved with.
 
 A picture is read as a viewer shows it: EXIF orientation applied, transparency on white, 16-bit scaled to 8, the first
-frame of an animation. Colour profiles are not applied, and CMYK JPEGs are taken to be stored inverted, as Adobe's are and
-as browsers assume. Whatever cannot be shown in full is refused with a reason instead of being guessed at.
+frame of an animation. Colour profiles are not applied, and CMYK JPEGs are taken to be stored inverted, as Adobe's are
+and as browsers assume. Whatever cannot be shown in full is refused with a reason instead of being guessed at.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_PIXELS = 178_956_970  # width x height; the size at which PIL itself speaks of a decompression bomb
-# Tried in this order by their first bytes. Formats that PIL recognises by nothing (TGA) or runs programs for (EPS) stay out.
+# Tried in this order by their first bytes. What PIL recognises by nothing (TGA) or runs programs for (EPS) stays out.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "ICO")
 EXTENSIONS = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .gif .tif .tiff .bmp .avif .jp2 .j2k .ppm .pgm .pbm .pnm .ico".split()
+    f".{name}"
+    for names in ("jpg jpeg jpe jfif mpo", "png apng", "webp gif avif", "tif tiff bmp ico", "jp2 j2k", "ppm pgm pbm pnm")
+    for name in names.split()
 )
 DARK, LIGHT = 0, 255
 # EXIF orientation -> what makes the picture upright
@@ -70,12 +72,12 @@ def open_file(path: str | Path) -> Iterator[BinaryIO]:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:
         raise _cannot_open(path, error) from None
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
+        os.close(handle)
+        regular = stat.S_ISREG(status.st_mode)
+        raise UnreadableImage("empty file (0 bytes)" if regular else f"not a file but {_file_type(status.st_mode)}")
     with os.fdopen(handle, "rb") as file:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise UnreadableImage(f"not a regular file but {_file_type(status.st_mode)}")
-        if status.st_size == 0:
-            raise UnreadableImage("empty file (0 bytes)")
         yield file
 
 
@@ -147,15 +149,15 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(grey: np.ndarray, fixed: bool) -> np.ndarray:
-    """Deep grey [H, W] to uint8. 16 bits, or `fixed`: 65535 is white. 32-bit integers and floats carry no white of their
-    own: 1, 255 or 65535, whichever is the first that nothing exceeds, else the picture's own range."""
+    """Deep grey [H, W] to uint8. 16 bits, or `fixed`: 65535 is white. 32-bit integers and floats carry no white of
+    their own: 1, 255 or 65535, whichever is the first that nothing exceeds, else the picture's own range."""
     if grey.dtype.kind == "u" or fixed:
         return ((np.clip(grey, 0, 65535).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
     values = np.nan_to_num(grey.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
     whites = (1, 255, 65535) if grey.dtype.kind == "f" else (255, 65535)
-    white = next((w for w in whites if low >= 0 and high <= w), None)
-    if white is None:
+    white: float = next((w for w in whites if low >= 0 and high <= w), 0)
+    if not white:
         values, white = values - low, max(high - low, 1e-300)
     return np.rint(values / white * 255).astype(np.uint8)
 
@@ -239,7 +241,7 @@ def _cannot_open(path: str | Path, error: Exception) -> Exception:
     if error.errno in OURS_NOT_THE_FILES:
         return error
     if isinstance(error, FileNotFoundError):
-        if os.path.islink(path):
+        if Path(path).is_symlink():
             return UnreadableImage("broken symbolic link")
         return UnreadableImage("the file does not exist")
     return UnreadableImage(f"cannot be opened: {(error.strerror or str(error)).lower()}")

@@ -50,7 +50,9 @@ def attention_picture(
     size: pixels of the longer side. Returns RGB with the proportions of the patch grid.
     """
     weights = _grid(attention.mean(0) if attention.ndim == 3 else attention)
-    top = float(weights.quantile(0.99))  # one artefact patch must not darken all others
+    # Full light is the 99th percentile (one artefact patch must not darken all others), but at least three times the
+    # mean: attention spread evenly over the picture, as before training, must look dim everywhere, not bright.
+    top = max(float(weights.quantile(0.99)), 3 * float(weights.mean()))
     picture = _glow(image, weights / top if top > 0 else weights * 0, "inferno", size)
     return _outline(picture, mass_mask(weights, keep)) if contour else picture
 
@@ -177,10 +179,11 @@ def _glow(image: Image.Image, weights: Tensor, colours: str, size: int) -> Image
 
 
 def _outline(picture: Image.Image, mask: Tensor) -> Image.Image:
-    """A white line with a dark halo along the inside of the mask's patches: visible on any ground."""
+    """A white line with a dark halo along the inside of the mask's patches: visible on any ground, at half size too."""
     filled = Image.fromarray(mask.cpu().numpy().astype(np.uint8) * 255).resize(picture.size, Image.Resampling.NEAREST)
     result = picture.copy()
-    for width, ink in ((3, (0, 0, 0)), (1, (255, 255, 255))):
+    line_width = max(1, round(max(picture.size) / 128))
+    for width, ink in ((line_width + 1, (0, 0, 0)), (line_width, (255, 255, 255))):
         # The border pads with "outside", so a mask that touches the picture's edge is closed there.
         padded = Image.new("L", (filled.width + 2 * width, filled.height + 2 * width))
         padded.paste(filled, (width, width))

@@ -26,7 +26,8 @@ HEALTH = {
                      "a healthy teacher stays well between.", smooth=True, from_zero=True),
     "kl": Drawn("KL, teacher to student", "How far the student is from its teacher; at 0 there is nothing "
                 "left to learn from.", smooth=True, from_zero=True),
-    "prototypes_used": Drawn("Prototypes in use", "Effective number: the exponential of the entropy of the mean target.", from_zero=True),
+    "prototypes_used": Drawn("Prototypes in use", "Effective number: the exponential of the entropy of the mean "
+                             "target.", from_zero=True),
     "centre_norm": Drawn("Centre norm", "The centre holds back prototypes that everyone chooses; it settles.",
                          from_zero=True),
     "grad_norm": Drawn("Gradient norm", "Before clipping.", smooth=True, from_zero=True),

@@ -46,8 +46,8 @@ def verdict(log: RunLog) -> tuple[str, str]:
         return "bad", f"Alarm: {_words(log.alarms[-1].get('name', 'unnamed'))}"
     if not log.steps:
         return "wait", "Nothing logged yet"
-    for k, found in knn.items():
-        if floor.get(k) is not None and found[-1][1] <= floor[k]:
+    for k, found in list(knn.items())[:1]:  # the k that stands at the top of the page
+        if k in floor and found[-1][1] <= floor[k]:
             return "wait", "Not above random init yet" if not log.ended else "Not above random init"
     return "good", "Healthy" if log.ended else "Healthy so far"
 
@@ -76,7 +76,9 @@ def _what(log: RunLog) -> str:
     world = max((w for start in log.starts if isinstance(w := start.get("world"), int)), default=1)
     said += [f"{world} processes"] if world > 1 else []
     if (began := number(first.get("time"))) is not None:
-        said.append(f"started {datetime.fromtimestamp(began, UTC):%-d %B %Y, %H:%M} UTC")
+        said.append(f"started {_date(began)}")
+    if not log.ended and log.steps and (last := number(log.steps[-1].get("time"))) is not None:
+        said.append(f"last heard of {_date(last)}")
     if len(log.starts) > 1:
         said.append(f"resumed {'once' if len(log.starts) == 2 else f'{len(log.starts) - 1} times'}")
     if log.rollbacks:
@@ -93,7 +95,7 @@ def _figures(log: RunLog) -> list[str]:
     knn, floor = knn_points(log), random_knn(log)
     if knn:
         k, found = next(iter(knn.items()))
-        note = f"random init {number_text(floor[k], '%')}" if floor.get(k) is not None else "on held-out images"
+        note = f"random init {number_text(floor[k], '%')}" if k in floor else "each image by the others"
         tiles.append(_figure(f"k-NN accuracy, k = {k}", number_text(found[-1][1], "%"), note))
     if loss := smooth_loss(log):
         tiles.append(_figure("Loss", number_text(loss[-1][1]), f"from {number_text(loss[0][1])}"))
@@ -133,7 +135,7 @@ def _alarms(log: RunLog) -> str:
         )  # fmt: skip
         boxes.append(
             f'<div class="card alarm" role="alert"><span class="name">{escape(_words(name))}</span>'
-            f'<span>{escape(rows[-1].get("message", ""))}</span><span class="when">{since}</span></div>'
+            f'<span>{escape(_sentence(rows[-1].get("message", "")))}</span><span class="when">{since}</span></div>'
         )
     return f'<section id="alarms"><div class="lead"><h2>Alarms</h2></div>{"".join(boxes)}</section>' if boxes else ""
 
@@ -240,6 +242,15 @@ def _footer(log: RunLog) -> str:
     return (
         f"<footer>dino-tower{escape(version)}{broken} · this page holds everything it shows and loads nothing</footer>"
     )
+
+
+def _date(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%-d %B %Y, %H:%M} UTC"
+
+
+def _sentence(text: object) -> str:
+    whole = str(text).strip()
+    return whole[:1].upper() + whole[1:] + ("" if whole.endswith((".", "!", "?")) or not whole else ".")
 
 
 def _words(name: object) -> str:

@@ -1,8 +1,8 @@
 """Ink for the built-in scenes: seeded draws, noise grounds, anti-aliased shapes and textures, in integers only.
 
 Legend: S = side of the picture in pixels; UNIT = 4096 = the side of a picture in layout units; TURN = 256 = a full
-rotation. Every step is integer arithmetic (OpenCV's drawing and its *_EXACT resize are fixed-point), so that a scene has
-the same bytes on every processor: float sines, FFTs and SIMD resizes differ in their last bit.
+rotation. Every step is integer arithmetic (OpenCV's drawing and its *_EXACT resize are fixed-point): a scene has the
+same bytes on every processor; float sines, FFTs and SIMD resizes differ in their last bit.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def noise_ground(grids: Sequence[np.ndarray], size: int, contrast: int) -> np.nd
     import cv2
 
     total = grids[0].astype(np.uint16)
-    for grid in grids[1:]:  # every octave is enlarged to the next one's grid only: the last step alone has the full size
+    for grid in grids[1:]:  # enlarged to the next octave's grid only: the last step alone has the full size
         total = cv2.resize(total, grid.shape[:2], interpolation=cv2.INTER_LINEAR_EXACT) + grid
     shifted = total.astype(np.int32) - total.sum(axis=(0, 1), dtype=np.int64) // (total.shape[0] * total.shape[1])
     ground = np.clip(128 + shifted.astype(np.int32) * contrast // (100 * len(grids)), 0, 255).astype(np.uint8)
@@ -108,7 +108,7 @@ def _cross(arm: float) -> list[tuple[float, float]]:
 
 
 def _crescent() -> list[tuple[float, float]]:
-    # The outer arc runs from 50 to 310 degrees; the inner one, about a shifted centre, comes back between the same tips.
+    # The outer arc runs from 50 to 310 degrees; the inner one, of a shifted centre, leads back.
     tip = math.radians(50)
     outer = [(math.cos(a), math.sin(a)) for a in (tip + i * (2 * math.pi - 2 * tip) / 28 for i in range(29))]
     shift = 0.45
@@ -132,7 +132,7 @@ SHAPES: dict[str, list[list[tuple[float, float]]]] = {
 
 @cache
 def _table(shape: str, turn: int) -> tuple[list[np.ndarray], tuple[int, int, int, int]]:
-    """The outlines of a shape at one of TURN rotations, int64 [points, 2] with the radius at _FINE, and their extent."""
+    """The outlines of a shape at one of TURN rotations, int64 [points, 2] the radius being _FINE, and their extent."""
     a = 2 * math.pi * turn / TURN
     c, s = math.cos(a), math.sin(a)
     # Rounding to 2^-14 hides the last bit in which sines of different machines may differ.
@@ -155,7 +155,9 @@ def coverage(shape: str, turn: int, x: int, y: int, radius: int, size: int) -> t
     x, y, radius = (v * fine // UNIT - half for v, half in ((x, _HALF), (y, _HALF), (radius, 0)))
     outlines, (x0, y0, x1, y1) = _table(shape, turn)
     left, top = (max((v + (low * radius >> _FINE_BITS) >> SUBPIXEL_BITS) - 1, 0) for v, low in ((x, x0), (y, y0)))
-    right, bottom = (min((v + (high * radius >> _FINE_BITS) >> SUBPIXEL_BITS) + 3, size) for v, high in ((x, x1), (y, y1)))
+    right, bottom = (
+        min((v + (far * radius >> _FINE_BITS) >> SUBPIXEL_BITS) + 3, size) for v, far in ((x, x1), (y, y1))
+    )
     mask = np.zeros((max(bottom - top, 0), max(right - left, 0)), np.uint8)
     if mask.size:
         offset = np.array([x - (left << SUBPIXEL_BITS), y - (top << SUBPIXEL_BITS)], np.int64)
@@ -208,4 +210,4 @@ def paint(planes: np.ndarray, mask: np.ndarray, left: int, top: int, tone: np.nd
     patch = planes[:, top : top + mask.shape[0], left : left + mask.shape[1]]
     weight = mask.astype(np.uint16)
     weight += weight >> 7  # 0 .. 256, so that a shift divides exactly and 16 bits hold the sum
-    patch[...] = (patch * (256 - weight) + tone * weight) >> 8
+    patch[...] = np.right_shift(patch * (256 - weight) + tone * weight, 8)

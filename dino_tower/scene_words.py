@@ -12,8 +12,16 @@ Box = tuple[int, int, int, int]
 Relation = tuple[int, str, int]
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above", "touching": "touching"}
 # The ways to name an object, shortest first.
-_FORMS = (("shape",), ("colour", "shape"), ("texture", "shape"), ("size", "shape"), ("texture", "colour", "shape"),
-          ("size", "colour", "shape"), ("size", "texture", "shape"), ("size", "texture", "colour", "shape"))  # fmt: skip
+_FORMS = (
+    ("shape",),
+    ("colour", "shape"),
+    ("texture", "shape"),
+    ("size", "shape"),
+    ("texture", "colour", "shape"),
+    ("size", "colour", "shape"),
+    ("size", "texture", "shape"),
+    ("size", "texture", "colour", "shape"),
+)
 _SHOWN = 0.25  # an object of which less shows is in no phrase
 
 
@@ -111,7 +119,8 @@ def caption(objects: Sequence[Thing], found: Sequence[Relation]) -> str:
     if any(not thing.from_kind for thing in objects) and sum(thing.from_kind for thing in objects) > 1:
         return _count_caption(objects)
     texts = [_with_article(f"{thing.size} {thing.texture} {thing.colour} {thing.shape}") for thing in objects]
-    said, parts = set(), []
+    said: set[int] = set()
+    parts = []
     for i, word, j in sorted(found, key=lambda relation: relation[1] != "touching"):
         if j < i and not {i, j} <= said:
             parts.append(f"{texts[i]} {word} {texts[j]}")
@@ -122,8 +131,9 @@ def caption(objects: Sequence[Thing], found: Sequence[Relation]) -> str:
 
 def _count_caption(objects: Sequence[Thing]) -> str:
     textured = any(thing.texture != "plain" for thing in objects)
-    counts = Counter(f"{thing.texture if textured else thing.colour} {thing.shape}" for thing in objects if thing.from_kind)
-    rest = sum(not thing.from_kind for thing in objects)
+    of_kind = [thing for thing in objects if thing.from_kind]
+    counts = Counter(f"{thing.texture if textured else thing.colour} {thing.shape}" for thing in of_kind)
+    rest = len(objects) - len(of_kind)
     parts = [f"{n} {name}" if n == 1 else f"{n} {_plural(name)}" for name, n in sorted(counts.items())]
     return " and ".join(parts) + f" among {rest} other shapes"
 

@@ -1,13 +1,7 @@
-"""The built-in scenes: labelled pictures without end, for the demo, the built-in tower and every test that needs labels.
+"""The built-in scenes: labelled pictures without end, for the demo, the built-in tower and tests that need labels.
 
-A scene is a function of (level, split, index) alone: the same bytes in every process and on every machine. Levels:
-
-* easy: many small plain objects; most are of the two colour-and-shape classes of the scene's kind, the rest distract.
-  What two crops of a picture share is what DINO learns, so the kind lies everywhere in the picture and the ground
-  (coloured noise of mid-grey mean) says nothing. Raw pixels see places and mean colours, which hardly tell the kind.
-* medium: the kind is a pair of texture-and-shape classes on fewer, larger objects; their colours are drawn at random.
-* hard: a few objects that may touch and hide one another, with phrases that name exactly one object each and
-  left / right / above / below / touching relations: for grounding and spatial questions. The kind is the largest's shape.
+A scene is a function of (level, split, index) alone: the same bytes in every process and on every machine. The levels
+and what they are good for stand in scene_levels.
 """
 
 from __future__ import annotations
@@ -19,107 +13,15 @@ import numpy as np
 
 from dino_tower import scene_words
 from dino_tower.errors import ConfigError, unknown
-from dino_tower.scene_drawing import (
-    COLOURS,
-    SUBPIXEL_BITS,
-    TURN,
-    UNIT,
-    Draws,
-    coverage,
-    noise_ground,
-    noise_words,
-    paint,
-    second_tone,
-)
+from dino_tower.scene_drawing import SUBPIXEL_BITS, UNIT, Draws, coverage, noise_ground, noise_words, paint, second_tone
+from dino_tower.scene_layout import Plan, lay_out
+from dino_tower.scene_levels import LEVELS, Level
+
+__all__ = ["LEVELS", "SPLITS", "VOID", "Level", "Scene", "SceneObject", "kind_names", "make_scene", "semantic_names"]
 
 SPLITS = ("train", "val", "test")
+OCTAVES = (3, 6, 12, 24, 48)  # cells of the ground's noise along a side
 VOID = 255  # the semantic label of an object of which too little shows to tell what it is
-
-
-@dataclass(frozen=True)
-class Level:
-    """Settings of one level. Lengths are in thousandths of the picture's side."""
-
-    size: int  # pixels
-    shapes: tuple[str, ...]
-    colours: tuple[str, ...]
-    textures: tuple[str, ...]
-    classes: str  # what an object's class is made of: "colour" or "texture", and always the shape
-    kinds: tuple[tuple[str, ...], ...]  # the classes of each kind
-    from_kind: int  # how many objects are of the kind's classes; the rest are of any other class
-    objects: tuple[int, int]  # fewest, most
-    cells: tuple[int, int] | None  # objects lie one in each cell of this grid, or anywhere
-    radius: tuple[int, int]
-    colour_jitter: int  # largest shift of each channel, in 255ths
-    contrast: int  # of the ground, in percent
-
-
-LEVELS: dict[str, Level] = {
-    "easy": Level(
-        size=96,
-        shapes=("disc", "triangle", "cross", "ring", "bar"),
-        colours=("red", "yellow", "green", "blue", "purple", "white"),
-        textures=("plain",),
-        classes="colour",
-        kinds=(
-            ("red disc", "blue ring"),
-            ("yellow cross", "green triangle"),
-            ("white bar", "purple disc"),
-            ("blue triangle", "yellow ring"),
-            ("green bar", "red cross"),
-            ("purple ring", "yellow triangle"),
-            ("white disc", "green cross"),
-            ("red triangle", "purple bar"),
-            ("blue cross", "white ring"),
-            ("yellow bar", "blue disc"),
-        ),
-        from_kind=7,
-        objects=(12, 12),
-        cells=(4, 3),
-        radius=(70, 130),
-        colour_jitter=20,
-        contrast=100,
-    ),
-    "medium": Level(
-        size=96,
-        shapes=("disc", "square", "triangle", "cross", "ring", "bar"),
-        colours=("red", "yellow", "green", "blue", "purple", "white"),
-        textures=("plain", "striped", "dotted", "checked"),
-        classes="texture",
-        kinds=(
-            ("plain ring", "striped square"),
-            ("dotted disc", "plain cross"),
-            ("checked square", "plain triangle"),
-            ("striped bar", "dotted triangle"),
-            ("plain disc", "checked cross"),
-            ("striped ring", "plain bar"),
-            ("dotted square", "checked triangle"),
-            ("striped cross", "checked disc"),
-            ("plain square", "dotted bar"),
-            ("striped disc", "checked ring"),
-        ),
-        from_kind=6,
-        objects=(9, 9),
-        cells=(3, 3),
-        radius=(110, 160),
-        colour_jitter=20,
-        contrast=100,
-    ),
-    "hard": Level(
-        size=192,
-        shapes=("disc", "square", "triangle", "cross", "ring", "bar", "star", "crescent"),
-        colours=tuple(COLOURS),
-        textures=("plain", "striped", "dotted", "checked"),
-        classes="colour",
-        kinds=(("disc",), ("square",), ("triangle",), ("cross",), ("ring",), ("bar",), ("star",), ("crescent",)),
-        from_kind=1,
-        objects=(3, 6),
-        cells=None,
-        radius=(80, 200),
-        colour_jitter=20,
-        contrast=140,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -163,21 +65,6 @@ class Scene:
         return scene_words.caption(self.objects, self.relations)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """One object before it is painted; lengths in layout units."""
-
-    shape: str
-    colour: str
-    texture: str
-    from_kind: bool
-    x: int
-    y: int
-    radius: int
-    turn: int
-    tone: tuple[int, int, int]
-
-
 _Patch = tuple[tuple[slice, slice], int]  # (rows, columns) of the picture, pixels covered
 
 
@@ -208,11 +95,10 @@ def make_scene(level: str, index: int, split: str = "train", size: int | None = 
     size = settings.size if size is None else size
     if size < 16:
         raise ConfigError(f"scene size {size}: must be at least 16 pixels")
-    octaves = (3, 6, 12, 24, 48)
-    draws = Draws(f"scenes/{level}/{split}", index, noise_words(octaves))
+    draws = Draws(f"scenes/{level}/{split}", index, noise_words(OCTAVES))
     kind = index % len(settings.kinds)
-    ground = noise_ground(draws.noise(octaves), size, settings.contrast)
-    plans = _plan(settings, kind, draws)
+    ground = noise_ground(draws.noise(OCTAVES), size, settings.contrast)
+    plans = lay_out(settings, kind, draws)
     planes = np.ascontiguousarray(ground.transpose(2, 0, 1))  # numpy blends planes faster than pixels
     instances, patches = _paint_all(plans, planes)
     objects, semantic = _describe(level, plans, instances, patches)
@@ -225,85 +111,7 @@ def _level(name: str) -> Level:
     return LEVELS[name]
 
 
-def _plan(settings: Level, kind: int, draws: Draws) -> list[_Plan]:
-    """What to paint, in order. Places and radii first, so that every level draws them alike."""
-    count = draws.between(*settings.objects)
-    places = _grid_places(settings, count, draws) if settings.cells else _free_places(settings, count, draws)
-    largest = max(range(count), key=lambda i: places[i][2])
-    chosen = range(settings.from_kind) if settings.cells else (largest,)
-    plans = []
-    for i, (x, y, radius) in enumerate(places):
-        wanted = settings.kinds[kind]
-        words = wanted[i % len(wanted)].split() if i in chosen else _other_class(settings, wanted, draws)
-        shape = words[-1]
-        colour = words[0] if settings.classes == "colour" and len(words) > 1 else _pick(settings.colours, draws)
-        texture = words[0] if settings.classes == "texture" else _pick(settings.textures, draws)
-        jitter = settings.colour_jitter
-        red, green, blue = (min(max(v + draws.between(-jitter, jitter), 0), 255) for v in COLOURS[colour])
-        turn = draws.below(TURN)
-        plans.append(_Plan(shape, colour, texture, i in chosen, x, y, radius, turn, (red, green, blue)))
-    return plans
-
-
-def _pick(items: tuple[str, ...], draws: Draws) -> str:
-    return items[draws.below(len(items))]
-
-
-def _other_class(settings: Level, wanted: tuple[str, ...], draws: Draws) -> list[str]:
-    """A class outside the kind, drawn evenly."""
-    first = settings.colours if settings.classes == "colour" else settings.textures
-    others = [f"{one} {shape}" for one in first for shape in settings.shapes]
-    while True:
-        name = others[draws.below(len(others))]
-        if name not in wanted:
-            return name.split()
-
-
-def _grid_places(settings: Level, count: int, draws: Draws) -> list[tuple[int, int, int]]:
-    """(x, y, radius) of `count` objects, one in each cell of the grid, in a random order of cells."""
-    columns, rows = settings.cells if draws.below(2) else settings.cells[::-1]
-    places = []
-    for cell in draws.shuffled(range(columns * rows))[:count]:
-        wide, high = UNIT // columns, UNIT // rows
-        x = cell % columns * wide + wide // 2 + draws.between(-wide // 4, wide // 4)
-        y = cell // columns * high + high // 2 + draws.between(-high // 4, high // 4)
-        places.append((x, y, draws.between(*settings.radius) * UNIT // 1000))
-    return places
-
-
-def _free_places(settings: Level, count: int, draws: Draws) -> list[tuple[int, int, int]]:
-    """(x, y, radius) of `count` objects anywhere inside; radii small or large, with a gap between the two."""
-    low, high = (r * UNIT // 1000 for r in settings.radius)
-    third = (high - low) // 3
-    sizes = [draws.below(2) for _ in range(count)]
-    radii = [low + draws.below(third) if small else high - draws.below(third) for small in sizes]
-    places: list[tuple[int, int, int]] = []
-    for radius in sorted(radii, reverse=True):  # the small ones are painted over the large ones
-        if places and draws.below(3) == 0:
-            places.append((*_beside(places[draws.below(len(places))], radius, draws), radius))
-            continue
-        best, best_gap = (0, 0), -UNIT * UNIT
-        for _ in range(10):
-            x, y = (draws.between(radius, UNIT - radius) for _ in range(2))
-            # Squared distances in place of distances: a root would be the only float of the layout.
-            gap = min(((x - u) ** 2 + (y - v) ** 2 - (radius + r) ** 2 * 3 // 4 for u, v, r in places), default=0)
-            if gap > best_gap:
-                best, best_gap = (x, y), gap
-            if gap >= 0:
-                break
-        places.append((*best, radius))
-    return places
-
-
-def _beside(place: tuple[int, int, int], radius: int, draws: Draws) -> tuple[int, int]:
-    """A centre at which an object of this radius touches or partly hides the one at `place`."""
-    x, y, other = place
-    along, across = (radius + other) * draws.between(55, 90) // 100, draws.between(-other, other) // 2
-    dx, dy = ((along, across), (-along, across), (across, along), (across, -along))[draws.below(4)]
-    return min(max(x + dx, radius), UNIT - radius), min(max(y + dy, radius), UNIT - radius)
-
-
-def _paint_all(plans: list[_Plan], planes: np.ndarray) -> tuple[np.ndarray, list[_Patch]]:
+def _paint_all(plans: list[Plan], planes: np.ndarray) -> tuple[np.ndarray, list[_Patch]]:
     """Paint the plans into uint8 [3, S, S], in order; returns instances uint8 [S, S] and where each one was painted."""
     size = planes.shape[1]
     fine = size << SUBPIXEL_BITS
@@ -327,7 +135,7 @@ def _paint_all(plans: list[_Plan], planes: np.ndarray) -> tuple[np.ndarray, list
 
 
 def _describe(
-    level: str, plans: list[_Plan], instances: np.ndarray, patches: list[_Patch]
+    level: str, plans: list[Plan], instances: np.ndarray, patches: list[_Patch]
 ) -> tuple[tuple[SceneObject, ...], np.ndarray]:
     """The objects that show, and the semantic mask uint8 [S, S]."""
     import cv2

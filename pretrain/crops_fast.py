@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 LUMA = (0.299, 0.587, 0.114)  # the greyscale of PIL and of OpenCV
 BLUR_PASSES = 3  # PIL's GaussianBlur
 
-# How many times the size of its view a crop keeps when squares of pixels are averaged before the bicubic filter. At 3 the
-# result is 0.2 to 0.4 grey levels from doing without, at 2 up to 0.8, at 1 it would be 1.5.
+# How many times the size of its view a crop keeps when squares of pixels are averaged before the bicubic filter. At 3
+# it is 0.2 to 0.4 grey levels from doing without, at 2 up to 0.8, at 1 it would be 1.5.
 REDUCING_GAP = 3
-# The same for the JPEG decoder, whose reduction is a better filter and which 2 limits for the smallest possible crop only.
+# The same for the JPEG decoder: a better filter, and 2 is what the smallest possible crop keeps; most keep far more.
 DECODING_GAP = 2
 
 # The public name, F.interpolate, spends 10 microseconds on checking arguments: a fifth of a small view.
@@ -36,8 +36,9 @@ _resize = torch.ops.aten._upsample_bicubic2d_aa.default
 
 
 def fast_source(image: Image.Image) -> np.ndarray:
-    """What `fast_view` cuts from: the RGB picture as uint8 [H, W, 3]."""
-    return np.asarray(image)
+    """What `fast_view` cuts from: the RGB picture as uint8 [H, W, 3], read-only."""
+    # np.asarray(image) gives the same in twice the time: it copies the bytes once more.
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, 3)
 
 
 def fast_view(picture: np.ndarray, view: View) -> np.ndarray:

@@ -35,7 +35,7 @@ class Batch:
     labels: Tensor  # int64 [B], -1 where there is none
     positions: np.ndarray  # int64 [B] in the epoch's order
     epoch: int
-    skipped: list[tuple[str, str]]  # (id, reason) of samples that others stand in for; without views: why there are none
+    skipped: list[tuple[str, str]]  # (id, reason); others stand in for these, unless there are no views
 
     def pin_memory(self) -> Batch:
         """Page-locked copies, for DataLoader(pin_memory=True)."""
@@ -96,7 +96,8 @@ class BatchMaker:
         for place in range(len(work.drawn)):
             found = self._first_readable(work, place, skipped)
             if found is None:
-                return Batch([], [], torch.empty(0, dtype=torch.int64), work.key.positions, work.key.epoch, [*skipped.items()])
+                none = torch.empty(0, dtype=torch.int64)
+                return Batch([], [], none, work.key.positions, work.key.epoch, [*skipped.items()])
             samples.append(found[0])
             views.append(found[1])
         return Batch(
@@ -154,8 +155,8 @@ def build_loader(
 ) -> Iterator[Batch]:
     """Yield the Batches of one rank for the optimiser steps start_step .. total_steps - 1, `accumulate` for each step.
 
-    `crops` is a configuration, or a function (sample, rng) -> list of uint8 [S, S, 3]. `steps_per_epoch` defaults to all
-    that the source has. Global random states are neither read nor changed. Close the iterator to end the workers.
+    `crops` is a configuration, or a function (sample, rng) -> list of uint8 [S, S, 3]. `steps_per_epoch` defaults to
+    all that the source has. Global random states are neither read nor changed. Close the iterator to end the workers.
 
     Raises:
         ConfigError: fewer samples than one global batch; TooManySkipped: more unreadable images than `max_skipped` (a
@@ -174,7 +175,8 @@ def build_loader(
         total_steps=total_steps,
         steps_per_epoch=min(steps_per_epoch or whole, whole),
     )
-    streamed = any(part.stretches is not None for part in (source.sources if isinstance(source, Mixture) else (source,)))
+    parts = source.sources if isinstance(source, Mixture) else (source,)
+    streamed = any(part.stretches is not None for part in parts)
     drawn: Iterator[DrawnKey] = (maker.draw(key, streamed) for key in keys)
     if streamed:  # one thread of the process reads in long runs, workers only decode
         drawn = read_ahead(drawn, READ_AHEAD)
@@ -188,7 +190,8 @@ def _recorded(batches: Iterator[Batch], log: SkippedLog) -> Iterator[Batch]:
             log.record(batch.skipped)
             if not batch.views:
                 name, reason = batch.skipped[-1]
-                raise TooManySkipped(f"{len(batch.skipped)} images in a row could not be read; the last: {name}: {reason}")
+                count = len(batch.skipped)
+                raise TooManySkipped(f"{count} images in a row could not be read; the last: {name}: {reason}")
             yield batch
     finally:
         batches.close()  # type: ignore[attr-defined]

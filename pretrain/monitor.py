@@ -84,7 +84,7 @@ class Monitor:
     def due(self) -> bool:
         """Whether it is time for a look: the asked minutes have passed, and looking stays a small share of the time."""
         pause = max(60 * self.config.minutes, self._cost / SHARE_OF_TIME)
-        return self.config.minutes > 0 and time.monotonic() - self._looked > pause
+        return time.monotonic() - self._looked > pause
 
     @torch.no_grad()
     def look(self, step: int, teacher: Network) -> dict[str, object]:

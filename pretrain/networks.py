@@ -71,4 +71,4 @@ def _checkpoint_activations(backbone: PreTrainedModel) -> None:
     if not backbone.supports_gradient_checkpointing:
         raise ConfigError(f"compute.activation_checkpointing: {type(backbone).__name__} of transformers has none")
     # non-reentrant: works under DDP, and replays the random state so that drop path drops the same paths again
-    backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    backbone.activation_checkpointing_enable({"use_reentrant": False})

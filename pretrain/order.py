@@ -20,7 +20,7 @@ MAX_LANES = 64
 
 
 def sample_rng(seed: int, epoch: int, index: int, repeat: int = 0) -> np.random.Generator:
-    """The random numbers of one sample's augmentation. `repeat` counts earlier draws of the same sample in the epoch."""
+    """The random numbers of one sample's augmentation. `repeat` counts its earlier draws in the epoch."""
     return _rng(seed, SAMPLE, epoch, index, repeat)
 
 
@@ -32,7 +32,7 @@ def _rng(seed: int, use: int, *counter: int) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class Order:
-    """What an epoch reads at each position: indices int [n] into the source, repeats int [n] (0: first time this epoch)."""
+    """What an epoch reads at each position: indices int [n] into the source, repeats int [n] (None: all 0)."""
 
     epoch: int
     indices: np.ndarray
@@ -58,7 +58,7 @@ def epoch_order(source: Source, seed: int, epoch: int) -> Order:
     small = np.uint8 if len(draws) < 256 else np.int32
     choice = np.repeat(np.arange(len(draws), dtype=small), draws)
     _rng(seed, CHOICE, epoch).shuffle(choice)
-    indices = np.empty(len(choice), _dtype(len(source)))
+    indices: np.ndarray = np.empty(len(choice), _dtype(len(source)))
     repeats = np.zeros(len(choice), np.int32)
     for which, (part, due) in enumerate(zip(source.sources, draws, strict=True)):
         places = np.flatnonzero(choice == which)
@@ -78,17 +78,17 @@ def _pass(source: Source, seed: int, number: int, which: int) -> np.ndarray:
     rng = _rng(seed, ORDER, number, which)
     if source.stretches is not None:
         return _stream_order(source.stretches, source.window, rng)
-    order = np.arange(len(source), dtype=_dtype(len(source)))
+    order: np.ndarray = np.arange(len(source), dtype=_dtype(len(source)))
     rng.shuffle(order)
     return order
 
 
 def _stream_order(stretches: np.ndarray, window: int, rng: np.random.Generator) -> np.ndarray:
-    """Stretches in random order, dealt to lanes; each lane is read from front to back, shuffled inside windows; positions
-    take turns between the lanes.
+    """Stretches in random order, dealt to lanes; each lane is read from front to back, shuffled inside windows;
+    positions take turns between the lanes.
 
-    The number of lanes is a power of two that depends on the data alone: 2, 4, 8, ... ranks read lanes of their own, and
-    the order stays the same whatever the number of ranks. What longer lanes have left over comes last.
+    The number of lanes is a power of two that depends on the data alone: 2, 4, 8, ... ranks read lanes of their own,
+    and the order stays the same whatever the number of ranks. What longer lanes have left over comes last.
     """
     starts = np.concatenate([[0], np.cumsum(stretches)[:-1]])
     count = 1 << (min(len(stretches), MAX_LANES).bit_length() - 1)
@@ -117,7 +117,7 @@ def steps_in_epoch(count: int, global_batch: int) -> int:
         ConfigError: fewer samples than one global batch.
     """
     if count < global_batch:
-        raise ConfigError(f"the data has {count} images, fewer than one global batch of {global_batch}: lower --batch-size")
+        raise ConfigError(f"{count} images are fewer than one global batch of {global_batch}: lower --batch-size")
     return count // global_batch
 
 

@@ -63,8 +63,8 @@ class SkippedLog:
             name, reason = next(iter(unseen.items()))
             where = f"; all are listed in {self.path}" if self.path else ""
             raise TooManySkipped(
-                f"{len(self.ids)} of {self.total} images could not be read, more than max_skipped = {self.limit} allows; "
-                f"the last: {name}: {reason}{where}. Repair or remove them, or raise --max-skipped"
+                f"{len(self.ids)} of {self.total} images could not be read, and max_skipped allows {self.limit}"
+                f"; the last: {name}: {reason}{where}. Repair or remove them, or raise --max-skipped"
             )
         return list(fresh.items())
 

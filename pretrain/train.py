@@ -103,7 +103,8 @@ def train(config: Config) -> int:
         run.log("start", position.step, **facts(config, plan, world))
     accelerator.wait_for_everyone()
     accelerator.init_trackers("tracker")
-    monitor = Monitor(config, run, source, processor, normalise) if main_process else None
+    watching = main_process and config.monitor.minutes > 0
+    monitor = Monitor(config, run, source, processor, normalise) if watching else None
     alarms = Alarms(collapse_rules(config.head.prototypes), patience=max(50, plan.steps // 20), grace=plan.steps // 10)
     progress = Progress(plan.steps, position.step, plan.global_batch, shown=main_process)
     agreement, writer, signals = Agreement(device), BackgroundWriter(), StopSignals()
@@ -142,7 +143,7 @@ def train(config: Config) -> int:
     # --- the loop
     step, bad_in_a_row = position.step, 0
     batches = batches_from(step)
-    if monitor and step == 0 and config.monitor.minutes:
+    if monitor and step == 0:
         monitor.look(0, teacher)
     stop = False
     while step < plan.steps and not stop:
@@ -192,7 +193,7 @@ def train(config: Config) -> int:
             for name, message in alarms.update(step, row):
                 progress.say(f"ALARM {name}: {message}")
                 run.log("alarm", step, name=name, message=message)
-        if monitor and (monitor.due() or (step == plan.steps and config.monitor.minutes)):
+        if monitor and (monitor.due() or step == plan.steps):
             monitor.look(step, teacher)
         if main_process and (step % config.checkpoint_every == 0 or step == plan.steps or stop):
             save(step)

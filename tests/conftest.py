@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,8 +14,41 @@ import torch
 
 torch.set_num_threads(1)
 
+# A run of seconds that still has every part of the real one: multi-crop, centring, schedules, head, checkpoints.
+TINY = (
+    "--preset demo --data scenes --batch-size 8 --workers 0 --model.width 32 --model.depth 2 --model.heads 2 "
+    "--head.prototypes 64 --head.hidden 32 --head.bottleneck 16 --crops.global-size 32 --crops.local-size 16 "
+    "--crops.locals 2 --monitor.minutes 0 --monitor.tracker none --monitor.log-every 1 --compute.cpu"
+).split()
+
 
 @pytest.fixture(scope="session")
 def parity_train() -> Path:
     """Inputs and outputs of the authors' training code; another folder can be named in DINO_TOWER_PARITY."""
     return Path(os.environ.get("DINO_TOWER_PARITY", Path(__file__).parent / "parity" / "train"))
+
+
+@pytest.fixture
+def pretrain(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Call the real main job with tiny settings: pretrain("name", "--steps", "4") -> the run directory."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    from dino_tower.pretrain.train import main
+
+    def run(name: str, *flags: str, code: int = 0) -> Path:
+        AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps one precision a process
+        GradientState._reset_state()
+        settings = dict(zip(TINY[::2], TINY[1::2], strict=False))
+        given = {flag for flag in flags if flag.startswith("--")}
+        words = [w for k, v in settings.items() if k not in given for w in (k, v)]
+        if "--compute.cpu" not in given:
+            words.append("--compute.cpu")
+        assert main([*words, "--output", str(tmp_path / name), *flags]) == code
+        return tmp_path / name
+
+    yield run
+
+
+def tiny_command(*flags: str) -> list[str]:
+    """The words of the same run for a process of its own."""
+    return [*TINY, *flags]

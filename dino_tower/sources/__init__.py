@@ -3,7 +3,7 @@
 from dino_tower.sources.base import NO_LABEL, Part, Sample, Source, SourceOptions, labels_among
 from dino_tower.sources.mixture import Mixture
 from dino_tower.sources.opening import OPENERS, open_source, open_sources, probe
-from dino_tower.sources.workers import ReadBatch, load_batches, read_batches
+from dino_tower.sources.workers import ReadBatch, load_batches, rank_batches, read_batches
 
 __all__ = [
     "NO_LABEL",
@@ -19,5 +19,6 @@ __all__ = [
     "open_source",
     "open_sources",
     "probe",
+    "rank_batches",
     "read_batches",
 ]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from dino_tower.images import ImageInput, read_sized
+from dino_tower.sources.strings import SharedArrays
 
 NO_LABEL = -1
+BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class SourceOptions:
     image: str | None = None  # column (list, hf:) or member extension (tar:) of the image
     label: str | None = None
     caption: str | None = None
-    split: str | None = None  # instead of the split that the command would take; "all" takes everything
+    split: str | None = None  # read this split, whatever for; "all": do not look for train and test sub-folders
     subset: str | None = None  # the configuration of a Hub dataset that has several
     weights: tuple[float, ...] = ()  # one for each --data: its share of what is drawn
     max_samples: int | None = None  # the first so many of a seeded permutation
@@ -99,13 +102,19 @@ class Part(Source):
     """Some samples of another source, e.g. its test half. The stretches of a stream are kept."""
 
     def __init__(self, whole: Source, indices: np.ndarray, name: str) -> None:
-        self.whole, self.indices, self.name = whole, np.asarray(indices), name
+        self.whole, self.name = whole, name
         self.classes, self.has_splits, self.window = whole.classes, whole.has_splits, whole.window
         if whole.stretches is not None:
             bounds = np.concatenate([[0], np.cumsum(whole.stretches)])
-            self.indices = np.sort(self.indices)
-            lengths = np.diff(np.searchsorted(self.indices, bounds))
+            indices = np.sort(indices)
+            lengths = np.diff(np.searchsorted(indices, bounds))
             self.stretches = lengths[lengths > 0]
+        self._shared = SharedArrays(indices)
+
+    @property
+    def indices(self) -> np.ndarray:
+        """int64 [N] into the whole."""
+        return self._shared.arrays[0]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -121,11 +130,41 @@ class Part(Source):
         return None if labels is None else labels[self.indices]
 
 
-def number_classes(values: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Class names in order (numbers by value, else by alphabet) and, for each of `values`, its place among them."""
-    names = sorted(set(values), key=class_order)
-    place = {name: index for index, name in enumerate(names)}
-    return tuple(names), np.array([place[value] for value in values], np.int64)
+class LabelsBuilder:
+    """Collects labels as they are met and numbers the classes at the end: in order of value, else of the alphabet."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+        self.labels = array("i")
+
+    def extend(self, values: Iterable[str | None]) -> None:
+        """Add labels; None and "" are none."""
+        numbers = self.numbers
+        self.labels.extend([numbers.setdefault(value, len(numbers)) if value else NO_LABEL for value in values])
+
+    def done(self) -> tuple[tuple[str, ...] | None, SharedArrays | None]:
+        """Class names and int32 [N] places among them; (None, None) when no label was met."""
+        if not self.numbers:
+            return None, None
+        met = list(self.numbers)
+        classes = sorted(met, key=class_order)
+        place = {name: index for index, name in enumerate(classes)}
+        table = np.array([place[name] for name in met] + [NO_LABEL], np.int32)
+        labels = np.frombuffer(self.labels, np.int32)
+        for start in range(0, len(labels), BLOCK):  # in place: one array of millions is enough
+            labels[start : start + BLOCK] = table[labels[start : start + BLOCK]]
+        return tuple(classes), SharedArrays(labels)
+
+
+def label_at(labels: SharedArrays | None, index: int) -> int | None:
+    """The label of one sample, or None."""
+    label = NO_LABEL if labels is None else int(labels.arrays[0][index])
+    return None if label == NO_LABEL else label
+
+
+def all_labels(labels: SharedArrays | None) -> np.ndarray | None:
+    """int64 [N], or None."""
+    return None if labels is None else labels.arrays[0].astype(np.int64)
 
 
 def class_order(name: str) -> tuple:

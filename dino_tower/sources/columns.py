@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dino_tower.errors import ConfigError, unknown
 
 USUAL = {
-    "image": ("image", "img", "path", "file", "filename", "file_name", "filepath", "file_path", "image_path", "jpg", "png"),
+    "image": ("image", "img", "jpg", "png", "path", "file", "filename", "file_name", "filepath", "image_path"),
     "label": ("label", "labels", "class", "class_name", "category", "cls", "target", "fine_label"),
     "caption": ("caption", "captions", "text", "description", "sentence"),
 }

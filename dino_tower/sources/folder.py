@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dino_tower.errors import ConfigError
+from dino_tower.errors import ConfigError, unknown
 from dino_tower.images import EXTENSIONS
-from dino_tower.sources.base import NO_LABEL, Sample, Source, SourceOptions
+from dino_tower.sources.base import NO_LABEL, Sample, Source, SourceOptions, all_labels, label_at
 from dino_tower.sources.strings import Paths, PathsBuilder, SharedArrays
 
+PREFIXES = {".parquet": "hf:{}", ".arrow": "hf:{}", ".tar": "tar:{}/*.tar"}
 SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
 
 
@@ -32,7 +33,11 @@ def open_folder(spelling: str, options: SourceOptions, split: str) -> Source:
         raise ConfigError(
             f"--data {spelling!r} is a file; give a folder of images, a list (.csv, .tsv, .txt), tar:PATTERN or hf:DIR"
         )
-    chosen = split_folder(root, split)
+    if options.split not in (None, "train", "test", "all"):
+        raise unknown("split of a folder", options.split, ("train", "test", "all"), "--source.split")
+    chosen = split_folder(root, options.split or split)
+    if chosen is None and options.split in ("train", "test"):
+        raise ConfigError(f"--source.split {options.split!r}: {spelling!r} has no train and test (or val) sub-folders")
     if chosen is None:
         return FolderSource(root, spelling)
     source = FolderSource(root / chosen, str(Path(spelling) / chosen))
@@ -69,14 +74,13 @@ class FolderSource(Source):
 
     def __getitem__(self, index: int) -> Sample:
         path = self.paths[index]
-        label = NO_LABEL if self._labels is None else int(self._labels.arrays[0][index])
-        return Sample(os.path.join(self.root, path), path, None if label == NO_LABEL else label)
+        return Sample(f"{self.root}/{path}", path, label_at(self._labels, index))
 
     def sample_id(self, index: int) -> str:
         return self.paths[index]
 
     def labels(self) -> np.ndarray | None:
-        return None if self._labels is None else self._labels.arrays[0].astype(np.int64)
+        return all_labels(self._labels)
 
     def describe(self) -> str:
         closed = f" ({len(self.closed)} folders may not be listed, the first: {self.closed[0]})" if self.closed else ""
@@ -92,7 +96,7 @@ def _scan(root: Path) -> tuple[Paths, np.ndarray, list[str], Counter, list[str]]
     for folder, names in _walk(str(root), "", closed, frozenset()):
         pictures = []
         for name in names:
-            extension = os.path.splitext(name)[1].lower()
+            extension = Path(name).suffix.lower()
             if extension in EXTENSIONS:
                 pictures.append(name)
             else:
@@ -107,9 +111,9 @@ def _scan(root: Path) -> tuple[Paths, np.ndarray, list[str], Counter, list[str]]
 def _walk(root: str, folder: str, closed: list[str], above: frozenset) -> Iterator[tuple[str, list[str]]]:
     """(folder, sorted file names), depth first in the order of names. Hidden names are left out; a link back to a
     folder above is not followed."""
-    here = os.path.join(root, folder)
+    here = Path(root, folder)
     try:
-        status = os.stat(here)
+        status = here.stat()
         with os.scandir(here) as listing:
             entries = sorted((entry.name, entry.is_dir()) for entry in listing if not entry.name.startswith("."))
     except OSError:
@@ -126,23 +130,24 @@ def _walk(root: str, folder: str, closed: list[str], above: frozenset) -> Iterat
 
 def _nothing_found(name: str, others: Counter, closed: list[str]) -> ConfigError:
     if closed:
-        return ConfigError(f"--data {name!r}: no images found, and {closed[0]!r} may not be listed: check its permissions")
+        return ConfigError(f"--data {name!r}: no images, and {closed[0]!r} may not be listed: check its permissions")
     if not others:
         return ConfigError(f"--data {name!r}: the folder is empty; put images in it or its sub-folders")
     counts = ", ".join(f"{n} {ext or 'without extension'}" for ext, n in others.most_common(3))
-    return ConfigError(
-        f"--data {name!r}: no images among its {others.total()} files ({counts}); read are {', '.join(sorted(EXTENSIONS))}"
-    )
+    hint = next((f"; try --data {PREFIXES[ext].format(name)}" for ext in PREFIXES if others[ext]), "")
+    read = " ".join(sorted(EXTENSIONS))
+    return ConfigError(f"--data {name!r}: no images among its {others.total()} files ({counts}); read are {read}{hint}")
 
 
 def missing_path(spelling: str, path: Path) -> ConfigError:
-    """The error for a path that does not exist: names the nearest existing sibling, or the first part that is missing."""
+    """The error for a path that does not exist: names the nearest sibling, or the first part that is missing."""
     while not path.parent.exists() and path.parent != path:
         path = path.parent
     try:
-        siblings = sorted(os.listdir(path.parent))
+        siblings = sorted(sibling.name for sibling in path.parent.iterdir())
     except OSError:
         siblings = []
     near = get_close_matches(path.name, siblings, n=1, cutoff=0.5)
-    hint = f"; did you mean {str(path.with_name(near[0]))!r}?" if near else f": {str(path.parent)!r} has no {path.name!r}"
+    here = "the current folder" if str(path.parent) == "." else repr(str(path.parent))
+    hint = f"; did you mean {str(path.with_name(near[0]))!r}?" if near else f": {here} has no {path.name!r}"
     return ConfigError(f"--data {spelling!r} does not exist{hint}")

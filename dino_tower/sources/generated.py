@@ -43,7 +43,8 @@ class SceneSource(Source):
         if not 0 <= index < self.count:
             raise IndexError(index)
         scene = make_scene(self.level, index, self.split)
-        return Sample(partial(Image.fromarray, scene.image), self.sample_id(index), scene.kind, partial(_caption, scene))
+        picture = partial(Image.fromarray, scene.image)
+        return Sample(picture, self.sample_id(index), scene.kind, partial(_caption, scene))
 
     def sample_id(self, index: int) -> str:
         return f"{self.split}-{index:06d}"

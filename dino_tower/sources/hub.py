@@ -1,3 +1,218 @@
-LIST_EXTENSIONS = (".csv", ".tsv", ".txt")
-def open_list(*a): raise NotImplementedError
-open_hub = open_tar = open_list
+"""`hf:NAME_OR_DIR[:SPLIT]`: a Hub dataset, a `save_to_disk` folder or a folder of parquet files, read by `datasets`.
+
+Images stay encoded until the one reader of `dino_tower.images` decodes them.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dino_tower.errors import ConfigError, unknown
+from dino_tower.images import UnreadableImage
+from dino_tower.sources.base import NO_LABEL, LabelsBuilder, Sample, Source, SourceOptions, all_labels, label_at
+from dino_tower.sources.columns import find_column, image_column
+from dino_tower.sources.folder import SPLIT_FOLDERS, missing_path
+from dino_tower.sources.strings import SharedArrays
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+HELD_OUT_NAMES = SPLIT_FOLDERS["test"]
+IMAGE_KEYS = {"bytes", "path"}
+STRETCH = 1000  # rows of a streamed dataset on disk that are read in one go
+
+
+def open_hub(spelling: str, options: SourceOptions, split: str) -> Source:
+    """Open a dataset; of its splits the one in the spelling, in --source.split, or the one that plays `split`.
+
+    Raises:
+        ConfigError: no such dataset, folder, split or column.
+    """
+    from dino_tower.sources.parquet import open_parquet_stream
+
+    name, wanted = _parts(spelling)
+    if not name:
+        raise ConfigError("--data 'hf:': give a Hub name or a folder after the colon")
+    wanted = wanted or options.split
+    folder = Path(name).expanduser()
+    local = folder.is_dir()
+    if not local and (folder.exists() or name.count("/") > 1 or name.startswith((".", "/", "~"))):
+        if folder.exists():
+            raise ConfigError(f"--data {spelling!r} is a file; give the folder that holds it")
+        raise missing_path(spelling, folder)
+    saved = local and any((folder / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
+    if options.streaming and not saved:
+        return open_parquet_stream(spelling, name, wanted, split, options)
+    tables = _load_saved(folder, spelling) if saved else _load_tables(folder if local else name, spelling, options)
+    chosen, has_splits = choose_split(list(tables), wanted, split, spelling)
+    label = spelling if wanted else f"{spelling}:{chosen}"
+    source = TableSource(tables[chosen], label, options, folder if local else None)
+    source.has_splits = has_splits
+    if options.streaming:
+        source.stretches = np.diff([*range(0, len(source), STRETCH), len(source)])
+    return source
+
+
+def _parts(spelling: str) -> tuple[str, str | None]:
+    rest = spelling.removeprefix("hf:")
+    head, colon, tail = rest.rpartition(":")
+    if colon and "/" not in tail and "\\" not in tail and not Path(rest).expanduser().exists():
+        return head, tail
+    return rest, None
+
+
+def choose_split(names: list[str], wanted: str | None, split: str, spelling: str) -> tuple[str, bool]:
+    """The dataset's own name for the split to read, and whether the dataset keeps a test split apart from it.
+
+    Raises:
+        ConfigError: the one asked for is missing, or none of several is the obvious one.
+    """
+    if wanted is not None and wanted not in ("all", "train", "test"):
+        if wanted not in names:
+            raise unknown("split", wanted, names, f"--data {spelling!r}")
+        return wanted, False
+    trains = [name for name in names if name in SPLIT_FOLDERS["train"]]
+    tests = [name for name in HELD_OUT_NAMES if name in names]
+    if wanted in names:
+        return str(wanted), False
+    if wanted in ("train", "test") and not (trains if wanted == "train" else tests):
+        raise unknown("split", wanted, names, f"--data {spelling!r}")
+    if (wanted or split) == "test" and tests and (trains or wanted):
+        return tests[0], True
+    if trains:
+        return trains[0], bool(tests)
+    if len(names) == 1:
+        return names[0], False
+    raise ConfigError(f"--data {spelling!r}: which split? Add it after a colon; choices: {', '.join(sorted(names))}")
+
+
+def _load_saved(folder: Path, spelling: str) -> dict[str, Dataset]:
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except Exception as error:
+        raise ConfigError(f"--data {spelling!r} cannot be opened: {_line(error)}") from error
+    return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "train"): loaded}
+
+
+def _load_tables(place: Path | str, spelling: str, options: SourceOptions) -> dict[str, Dataset]:
+    import datasets
+
+    if isinstance(place, Path) and not any(place.rglob("*.parquet")):
+        raise ConfigError(
+            f"--data {spelling!r}: neither a save_to_disk folder nor parquet files in {str(place)!r}; "
+            "for a folder of image files leave out hf:"
+        )
+    try:
+        if isinstance(place, Path):
+            datasets.disable_progress_bars()
+            return dict(datasets.load_dataset("parquet", data_dir=str(place)))
+        return dict(datasets.load_dataset(place, options.subset))
+    except Exception as error:
+        raise ConfigError(f"--data {spelling!r} cannot be opened: {_line(error)}{_hub_hint(place)}") from error
+
+
+def _hub_hint(place: Path | str) -> str:
+    if isinstance(place, Path):
+        return ""
+    offline = " and HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") else ""
+    return f" (no folder {place!r} here, so the name was looked up on the Hub{offline})"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:250]
+
+
+class TableSource(Source):
+    """A dataset on disk, memory-mapped. The id is the row's number, with the image's own path where it has one."""
+
+    def __init__(self, table: Dataset, name: str, options: SourceOptions, folder: Path | None) -> None:
+        import datasets
+
+        self.name, self.window, self.folder = name, options.window, folder
+        where = f"--data {name!r}"
+        columns = table.column_names
+        typed = [key for key, kind in table.features.items() if isinstance(kind, datasets.Image)]
+        wanted = options.image or (typed[0] if typed else None)
+        self.image = image_column(wanted, columns, where)
+        self.label = find_column("label", options.label, columns, where)
+        if self.label is None:
+            classes = (key for key, kind in table.features.items() if isinstance(kind, datasets.ClassLabel))
+            self.label = next(classes, None)
+        self.text = find_column("caption", options.caption, columns, where)
+        if self.image in typed:
+            table = table.cast_column(self.image, datasets.Image(decode=False))
+        self.table = table.select_columns(list(dict.fromkeys(c for c in (self.image, self.label, self.text) if c)))
+        if not len(self.table):
+            raise ConfigError(f"{where} has no rows")
+        self._labels: SharedArrays | None = None
+        if self.label is not None:
+            values = table.select_columns([self.label])[self.label][:]
+            kind = table.features[self.label]
+            known = kind.names if isinstance(kind, datasets.ClassLabel) else None
+            self.classes, self._labels = class_numbers(values, known)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        row = self.table[index]
+        value = row[self.image]
+        return Sample(
+            partial(encoded_image, value, self.folder),
+            self.sample_id(index),
+            label_at(self._labels, index),
+            caption_text(row[self.text]) if self.text else None,
+        )
+
+    def sample_id(self, index: int) -> str:
+        return f"row-{index}"
+
+    def labels(self) -> np.ndarray | None:
+        return all_labels(self._labels)
+
+
+def class_numbers(values: list[Any], known: list[str] | None) -> tuple[tuple[str, ...] | None, SharedArrays | None]:
+    """Class names and int32 [N] places among them. `known`: values are already numbers into these names."""
+    if known is not None:
+        labels = np.array([NO_LABEL if value is None or value < 0 else value for value in values], np.int32)
+        return tuple(known), SharedArrays(labels)
+    builder = LabelsBuilder()
+    builder.extend(str(value) if isinstance(value, (str, int)) else None for value in values)
+    return builder.done()
+
+
+def encoded_image(value: Any, folder: Path | None) -> Any:
+    """What `read_image` takes, from a cell: {"bytes", "path"}, bytes, a path relative to `folder`, or pixels.
+
+    Raises:
+        UnreadableImage: an empty cell, or none of these.
+    """
+    if isinstance(value, dict) and set(value) <= IMAGE_KEYS:
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str):
+        return str(folder / value) if folder is not None else value
+    if isinstance(value, bytes) and value:
+        return value
+    if isinstance(value, (list, np.ndarray)):
+        from PIL import Image
+
+        pixels = np.asarray(value)
+        if pixels.dtype.kind in "iu" and pixels.size and pixels.min() >= 0 and pixels.max() <= 255:
+            return Image.fromarray(pixels.astype(np.uint8))
+    raise UnreadableImage("the row has no image" if not value else f"a {type(value).__name__} is not an image")
+
+
+def caption_text(value: Any) -> str | None:
+    """The caption in a cell; of several the first."""
+    if isinstance(value, (list, tuple)):
+        value = value[0] if value else None
+    return None if value is None else str(value)

@@ -6,17 +6,16 @@ Relative paths start at the list's own folder. Ten million rows are read in seco
 from __future__ import annotations
 
 import os
-from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from dino_tower.errors import ConfigError
-from dino_tower.sources.base import NO_LABEL, Sample, Source, SourceOptions, class_order
+from dino_tower.sources.base import LabelsBuilder, Sample, Source, SourceOptions, all_labels, label_at
 from dino_tower.sources.columns import find_column, image_column
 from dino_tower.sources.folder import missing_path
-from dino_tower.sources.strings import PathsBuilder, SharedArrays, StringsBuilder
+from dino_tower.sources.strings import PathsBuilder, StringsBuilder
 
 LIST_EXTENSIONS = (".csv", ".tsv", ".txt")
 BLOCK = 1 << 23  # bytes read at a time
@@ -46,45 +45,30 @@ class ListSource(Source):
     def __init__(self, path: Path, name: str, blocks: Iterator[tuple[list[bytes], list, list]]) -> None:
         self.folder, self.name = str(path.parent), name
         paths, captions = PathsBuilder(), StringsBuilder()
-        numbers: dict[bytes, int] = {}
-        labels = array("i")
+        labels = LabelsBuilder()
         for some_paths, some_labels, some_captions in blocks:
             paths.extend(some_paths)
-            if some_labels:
-                for label in some_labels:
-                    labels.append(numbers.setdefault(label, len(numbers)) if label else NO_LABEL)
-            if some_captions:
-                captions.extend(some_captions)
+            labels.extend(map(os.fsdecode, some_labels))
+            captions.extend(some_captions)
         self.paths = paths.done()
         if not len(self.paths):
             raise ConfigError(f"--data {name!r}: the list has no rows")
         self.captions = captions.done() if captions.lengths else None
-        self._labels: SharedArrays | None = None
-        if numbers:
-            found = [os.fsdecode(label) for label in numbers]
-            order = sorted(range(len(found)), key=lambda index: class_order(found[index]))
-            self.classes = tuple(found[index] for index in order)
-            table = np.empty(len(found) + 1, np.int32)
-            table[order], table[-1] = np.arange(len(found)), NO_LABEL
-            mine = np.frombuffer(labels, np.int32)
-            for start in range(0, len(mine), BLOCK):  # in place: one array of millions is enough
-                mine[start : start + BLOCK] = table[mine[start : start + BLOCK]]
-            self._labels = SharedArrays(mine)
+        self.classes, self._labels = labels.done()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Sample:
         path = self.paths[index]
-        label = NO_LABEL if self._labels is None else int(self._labels.arrays[0][index])
         caption = None if self.captions is None else self.captions[index] or None
-        return Sample(os.path.join(self.folder, os.path.expanduser(path)), path, None if label == NO_LABEL else label, caption)
+        return Sample(str(Path(self.folder, path)), path, label_at(self._labels, index), caption)
 
     def sample_id(self, index: int) -> str:
         return self.paths[index]
 
     def labels(self) -> np.ndarray | None:
-        return None if self._labels is None else self._labels.arrays[0].astype(np.int64)
+        return all_labels(self._labels)
 
 
 def _text_rows(path: Path) -> Iterator[tuple[list[bytes], list, list]]:
@@ -130,10 +114,12 @@ def _table_rows(path: Path, options: SourceOptions, spelling: str) -> Iterator[t
             path,
             read_options=csv.ReadOptions(block_size=BLOCK, use_threads=False),
             parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-            convert_options=csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pyarrow.binary())),
+            convert_options=csv.ConvertOptions(
+                include_columns=wanted, column_types=dict.fromkeys(wanted, pyarrow.binary())
+            ),
         )
         for batch in table:
             found = [batch.column(column).to_pylist() if column else [] for column in columns]
-            yield found[0], found[1], found[2]
+            yield found[0], [label or b"" for label in found[1]], [caption or b"" for caption in found[2]]
     except pyarrow.ArrowInvalid as error:
         raise ConfigError(f"{where} does not parse as a table: {' '.join(str(error).split())[:200]}") from None

@@ -21,7 +21,7 @@ class Mixture(Source):
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float] = ()) -> None:
         if weights and len(weights) != len(sources):
-            raise ConfigError(f"--source.weights has {len(weights)} numbers for {len(sources)} --data; give one for each")
+            raise ConfigError(f"--source.weights: {len(weights)} numbers for {len(sources)} --data; give one for each")
         if any(not 0 < weight < float("inf") for weight in weights):
             raise ConfigError(f"--source.weights {tuple(weights)}: weights are numbers above 0")
         self.sources = tuple(sources)
@@ -62,7 +62,7 @@ class Mixture(Source):
         return np.concatenate(parts) if self.classes else None
 
     def draws(self) -> list[int]:
-        """How many samples of each source an epoch of len(self) draws: its weight's share, the rounding to the largest."""
+        """How many samples of each source an epoch of len(self) draws: its weight's share of them."""
         shares = np.array(self.weights) / sum(self.weights) * len(self)
         counts = np.floor(shares).astype(int)
         for which in np.argsort(counts - shares, kind="stable")[: len(self) - counts.sum()]:

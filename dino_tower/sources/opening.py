@@ -21,7 +21,7 @@ from dino_tower.sources.shards import open_tar
 SPLITS = ("train", "test", "all")
 HELD_OUT = 0.2  # of the images, where the data has no test split of its own
 
-# prefix before ":" -> opener(spelling, options, split). Without a prefix: a list by its extension, else a folder.
+# prefix before ":" -> opener(spelling, options, split). Without a prefix: a list by its extension, else a folder
 OPENERS: dict[str, Callable[[str, SourceOptions, str], Source]] = {
     "hf": open_hub,
     "tar": open_tar,
@@ -39,23 +39,30 @@ def open_source(spelling: str, options: SourceOptions | None = None, split: str 
     spelling = str(spelling)
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    prefix, colon, _ = spelling.partition(":")
-    if not spelling:
-        raise ConfigError("--data is empty; give a folder, a list, hf:NAME, tar:PATTERN or scenes")
-    if prefix in OPENERS and (colon or prefix == "scenes") and not (not colon and Path(spelling).is_dir()):
-        source = OPENERS[prefix](spelling, options, split)
-    elif colon and not Path(spelling).expanduser().exists() and "/" not in prefix and len(prefix) > 1:
-        raise unknown("kind of source", prefix + ":", [name + ":" for name in OPENERS], f"--data {spelling!r}")
-    elif Path(spelling).suffix.lower() in LIST_EXTENSIONS and not Path(spelling).expanduser().is_dir():
-        source = open_list(spelling, options, split)
-    else:
-        source = open_folder(spelling, options, options.split if options.split in SPLITS else split)
+    try:
+        source = _find_opener(spelling)(spelling, options, split)
+    except PermissionError as error:
+        raise ConfigError(f"--data {spelling!r}: permission denied: {error.filename}") from None
+    if options.split is not None:
+        source.has_splits = False  # the user chose: train and test are both to come out of this part
     if options.max_samples is not None and options.max_samples < len(source):
         if options.max_samples < 1:
             raise ConfigError(f"--source.max-samples {options.max_samples}: give 1 or more")
         chosen = np.sort(np.random.default_rng(0).permutation(len(source))[: options.max_samples])
         source = Part(source, chosen, f"{source.name} ({options.max_samples} of {len(source)})")
     return source
+
+
+def _find_opener(spelling: str) -> Callable[[str, SourceOptions, str], Source]:
+    prefix, colon, _ = spelling.partition(":")
+    path = Path(spelling).expanduser()
+    if not spelling:
+        raise ConfigError("--data is empty; give a folder, a list, hf:NAME, tar:PATTERN or scenes")
+    if prefix in OPENERS and (colon or (prefix == "scenes" and not path.is_dir())):
+        return OPENERS[prefix]
+    if colon and "/" not in prefix and len(prefix) > 1 and not path.exists():
+        raise unknown("kind of source", prefix + ":", [name + ":" for name in OPENERS], f"--data {spelling!r}")
+    return open_list if path.suffix.lower() in LIST_EXTENSIONS and not path.is_dir() else open_folder
 
 
 def open_sources(
@@ -92,7 +99,7 @@ def hash_split(source: Source, split: str, share: float = HELD_OUT) -> Source:
     test = np.fromiter((int.from_bytes(draw, "big") < limit for draw in draws), bool, len(source))
     chosen = np.flatnonzero(test if split == "test" else ~test)
     if not len(chosen):
-        raise ConfigError(f"--data {source.name!r} has too few images ({len(source)}) to hold a {split} split out of them")
+        raise ConfigError(f"--data {source.name!r} has too few images ({len(source)}) to split a {split} part off")
     return Part(source, chosen, f"{source.name} ({split}: {len(chosen)} of {len(source)} by hash)")
 
 

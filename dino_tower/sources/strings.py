@@ -1,4 +1,4 @@
-"""Millions of strings in a few numpy arrays: no Python object each, and nothing that forked workers would copy on write.
+"""Millions of strings in a few numpy arrays: no Python object each, nothing that forked workers would copy on write.
 
 A spawned worker gets large arrays as one memory-mapped temporary file that all workers share, not as a copy each.
 """

@@ -1,4 +1,4 @@
-"""Work on keys in other processes, results in order: the one loop that training, monitor and evaluation read through."""
+"""Work on keys in other processes, results in order: the one loop through which every command reads images."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from queue import Empty, Full, Queue
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 
 from dino_tower.errors import ConfigError
 from dino_tower.images import UnreadableImage
@@ -22,8 +20,8 @@ from dino_tower.sources.base import NO_LABEL, Source
 START_METHODS = ("fork", "spawn", "forkserver")
 
 
-class _Task(Dataset):
-    """A function in the shape of a map-style dataset whose indices are arbitrary keys."""
+class _Task:
+    """A function in the shape of torch's map-style dataset, whose indices are arbitrary keys."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
@@ -49,12 +47,15 @@ def load_batches(
     Raises:
         ConfigError: negative workers or an unknown start method.
     """
+    import torch  # here and not above: a mistake in --data is reported before torch would have loaded
+    from torch.utils.data import DataLoader
+
     if workers < 0:
         raise ConfigError(f"--workers {workers}: give 0 (read in the main process) or more")
     if start_method is not None and start_method not in START_METHODS:
         raise ConfigError(f"start method {start_method!r}; choices: {', '.join(START_METHODS)}")
     loader = DataLoader(
-        _Task(task),
+        _Task(task),  # type: ignore[arg-type]
         batch_size=None,
         sampler=keys,  # type: ignore[arg-type]
         collate_fn=_as_it_is,
@@ -82,6 +83,7 @@ def start_worker(worker: int) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     import cv2
+    import torch
 
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -147,9 +149,14 @@ def read_batches(
     `transform` takes the picture (PIL RGB); for workers by spawn it must be picklable. The last batch may be smaller,
     and a batch has fewer items where pictures cannot be read.
     """
-    mine = np.arange(rank, len(source), world)
-    keys = (mine[start : start + batch_size] for start in range(0, len(mine), batch_size))
+    keys = rank_batches(len(source), batch_size, rank, world)
     return load_batches(_Reading(source, transform), keys, workers=workers, start_method=start_method)
+
+
+def rank_batches(count: int, batch_size: int, rank: int = 0, world: int = 1) -> list[np.ndarray]:
+    """The evaluation order: indices int64 [batch_size or fewer] of one rank; over all ranks each of `count` once."""
+    mine = np.arange(rank, count, world)
+    return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
 
 
 def read_ahead(items: Iterable[Any], depth: int) -> Iterator[Any]:

@@ -66,6 +66,15 @@ def test_contour_runs_around_the_mask_and_nowhere_else() -> None:
     assert not changed[26:54, 6:34].any()
 
 
+def test_attention_that_favours_nothing_is_dim_everywhere() -> None:
+    even, pointed = torch.full((4, 4), 1 / 16), torch.zeros(4, 4)
+    pointed[0, 0] = 1.0
+    dim = attention_picture(grey(40, 40), even, size=64, contour=False).convert("L").getextrema()
+    lit = attention_picture(grey(40, 40), pointed, size=64, contour=False).convert("L").getextrema()
+    assert dim[1] - dim[0] <= 1
+    assert dim[1] < lit[1] - 60
+
+
 def test_attention_without_any_mass_is_a_dim_picture() -> None:
     assert attention_picture(grey(), torch.zeros(2, 4, 4), size=64).getextrema()[0][1] < 140
 
