@@ -108,6 +108,8 @@ CLASSES: dict[str, Callable[[Size, float, float], PreTrainedModel]] = {
 }
 NO_DROP_PATH = ("_siglip", "_clip")
 RESNETS: dict[str, dict[str, Any]] = {
+    # three stages with a total stride of 16, for small pictures on small machines
+    "resnet8": {"hidden_sizes": (64, 128, 256), "depths": (1, 1, 1), "layer_type": "basic"},
     "resnet18": {"hidden_sizes": (64, 128, 256, 512), "depths": (2, 2, 2, 2), "layer_type": "basic"},
     "resnet50": {},
 }
@@ -131,7 +133,7 @@ def build(
     """A freshly initialised backbone, drawing from torch's global random state.
 
     arch: a name of `names()`. image_size: pixels, the native size of the position table (the global crop).
-    drop_path: rate of the last block; the others rise to it linearly, as in the DINO paper (transformers uses one rate).
+    drop_path: rate of the last block; the others rise to it linearly, as DINO has it (transformers has one rate).
     layerscale: initial value; exactly 1 means no LayerScale, and its parameters are frozen.
     width, depth, heads: override the named size (for a ResNet, `width` is the width of the first stage).
     Raises ConfigError for an unknown name or sizes that do not fit.
@@ -168,7 +170,7 @@ def _build_resnet(
     if width:
         scale = width / config.embedding_size
         config.embedding_size = width
-        config.hidden_sizes = [round(c * scale) for c in config.hidden_sizes]
+        config.hidden_sizes = [round(c * scale) for c in config.hidden_sizes or ()]
     return ResNetModel(config)
 
 
@@ -190,7 +192,7 @@ def initialise(model: PreTrainedModel) -> None:
 
 
 def _linear_drop_path(model: PreTrainedModel, rate: float) -> None:
-    layers = [m for m in model.modules() if hasattr(m, "drop_path")]
+    layers: list[Any] = [m for m in model.modules() if hasattr(m, "drop_path")]
     for layer, p in zip(layers, torch.linspace(0, rate, len(layers)).tolist(), strict=True):
         layer.drop_path.drop_prob = p
     model.config.drop_path_rate = 0.0  # a client that fine-tunes the tower asks for its own

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -74,8 +73,7 @@ def _apply(base: Any, tree: Mapping[str, Any], where: str, prefix: str) -> Any:
         raise ConfigError(f"{where}: {error}") from None
 
 
-@cache
-def field_types(schema: type) -> dict[str, Any]:
+def field_types(schema: Any) -> dict[str, Any]:
     """Name -> type of each setting of a dataclass."""
     hints = get_type_hints(schema)
     return {f.name: hints[f.name] for f in dataclasses.fields(schema)}
@@ -141,7 +139,8 @@ def words_to_tree(schema: type, argv: Sequence[str], where: str = "command line"
     Values stay words. Raises ConfigError for a word that belongs to no flag and for an unknown key.
     """
     tree: Tree = {}
-    key, words = "", []
+    key = ""
+    words: list[str] = []
 
     def finish() -> None:
         if not key:

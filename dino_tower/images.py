@@ -32,7 +32,14 @@ MAX_PIXELS = 178_956_970  # width x height; the size at which PIL itself speaks 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "ICO")
 EXTENSIONS = frozenset(
     f".{name}"
-    for names in ("jpg jpeg jpe jfif mpo", "png apng", "webp gif avif", "tif tiff bmp ico", "jp2 j2k", "ppm pgm pbm pnm")
+    for names in (
+        "jpg jpeg jpe jfif mpo",
+        "png apng",
+        "webp gif avif",
+        "tif tiff bmp ico",
+        "jp2 j2k",
+        "ppm pgm pbm pnm",
+    )
     for name in names.split()
 )
 DARK, LIGHT = 0, 255

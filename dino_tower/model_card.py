@@ -13,8 +13,8 @@ TEXT = """
 # {title}
 
 A vision tower pretrained without labels by DINO self-distillation with
-[dino-tower](https://pypi.org/project/dino-tower) {version}: the {weights} of the run, a `{kind}` with {parameters:.1f} M
-parameters. Patches of {patch} px, {width} features a token, trained at {size} px.
+[dino-tower](https://pypi.org/project/dino-tower) {version}: the {weights} of the run, a `{kind}` with
+{parameters:.1f} M parameters. Patches of {patch} px, {width} features a token, trained at {size} px.
 
 ## Use it
 
@@ -46,7 +46,9 @@ def model_card(tower: Tower, settings: dict[str, Any], weights: str, note: str =
     import yaml
 
     steps = settings.get("steps")
-    data = ModelCardData(library_name="transformers", pipeline_tag="image-feature-extraction", tags=["dino", "dino-tower"])
+    data = ModelCardData(
+        library_name="transformers", pipeline_tag="image-feature-extraction", tags=["dino", "dino-tower"]
+    )
     body = TEXT.format(
         title=f"{settings['arch']}, {settings['preset']}",
         version=__version__,
@@ -61,7 +63,9 @@ def model_card(tower: Tower, settings: dict[str, Any], weights: str, note: str =
         length=f"{steps} steps" if steps else f"{settings['epochs']} epochs",
         batch=settings["batch_size"],
         seed=settings["seed"],
-        settings=yaml.safe_dump({k: settings[k] for k in ("crops", "model", "head", "loss", "optim", "teacher")}).rstrip(),
+        settings=yaml.safe_dump(
+            {k: settings[k] for k in ("crops", "model", "head", "loss", "optim", "teacher")}
+        ).rstrip(),
         note=note,
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{body}"))

@@ -7,6 +7,7 @@ uses. The reference's way exists to reproduce the published runs.
 from __future__ import annotations
 
 from types import MethodType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +27,11 @@ def use_reference_interpolation(model: PreTrainedModel) -> None:
         raise ConfigError(
             f"model.positions reference is for a plain DINO ViT, not {type(model).__name__}; use model.positions native"
         )
-    model.embeddings.interpolate_pos_encoding = MethodType(_reference, model.embeddings)
+    embeddings: Any = model.embeddings
+    embeddings.interpolate_pos_encoding = MethodType(_reference, embeddings)
 
 
-def _reference(embeddings_module: torch.nn.Module, embeddings: Tensor, height: int, width: int) -> Tensor:
+def _reference(embeddings_module: Any, embeddings: Tensor, height: int, width: int) -> Tensor:
     table = embeddings_module.position_embeddings
     side = round((table.shape[1] - 1) ** 0.5)
     patch = embeddings_module.patch_embeddings.patch_size

@@ -40,7 +40,8 @@ def _siglip(model: PreTrainedModel, pixels: Tensor) -> Tokens:
 
 def _clip(model: PreTrainedModel, pixels: Tensor) -> Tokens:
     hidden = model(pixels, interpolate_pos_encoding=_resized(model, pixels)).last_hidden_state
-    hidden = model.post_layernorm(hidden)  # the class norms its CLS only
+    norm: torch.nn.Module = model.get_submodule("post_layernorm")
+    hidden = norm(hidden)  # the class norms its CLS only
     return Tokens(_grid(hidden[:, 1:], pixels, model.config.patch_size), hidden[:, 0])
 
 

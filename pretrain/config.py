@@ -70,7 +70,7 @@ def _continue(saved: Path, words: Tree, asked: Config) -> Config:
     for key, old, new in differences(run, kept):
         if not key.startswith(FREE_ON_RESUME):
             raise ConfigError(
-                f"{saved}: this run has {key} {old!r}, not {new!r}; leave --{key.replace('_', '-')} out to continue it, "
+                f"{saved}: this run has {key} {old!r}, not {new!r}; leave --{key.replace('_', '-')} out to go on, "
                 "or start a new run in another --output"
             )
     check(kept)

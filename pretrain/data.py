@@ -5,6 +5,7 @@ B: batch of one rank; V: local views; S: size of a view in pixels. The order of 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dino_tower.errors import ConfigError
 from dino_tower.images import UnreadableImage
 from dino_tower.pretrain.crops import CropsConfig, at_least, draw_views, make_views
 from dino_tower.pretrain.order import BatchKey, Order, batch_keys, epoch_order, sample_rng, steps_in_epoch
@@ -21,6 +23,8 @@ from dino_tower.pretrain.skipped import SkippedLog, TooManySkipped
 from dino_tower.sources import NO_LABEL, Mixture, Sample, Source, load_batches
 from dino_tower.sources.workers import read_ahead
 
+PREFETCH = 2  # batches that each worker prepares ahead
+SHARED_MEMORY = "/dev/shm"
 READ_AHEAD = 4  # batches that the thread of a streamed source stays ahead
 
 MakeViews = Callable[[Sample, np.random.Generator], list[np.ndarray]]
@@ -162,6 +166,8 @@ def build_loader(
         ConfigError: fewer samples than one global batch; TooManySkipped: more unreadable images than `max_skipped` (a
             number, or below 1 a share) allows. Both in the main process.
     """
+    if workers and isinstance(crops, CropsConfig):
+        check_shared_memory(crops, batch_size, workers)
     whole = steps_in_epoch(len(source), batch_size * world * accumulate)
     log = SkippedLog(skipped_log, max_skipped, len(source))
     views = CropViews(crops) if isinstance(crops, CropsConfig) else crops
@@ -180,7 +186,31 @@ def build_loader(
     drawn: Iterator[DrawnKey] = (maker.draw(key, streamed) for key in keys)
     if streamed:  # one thread of the process reads in long runs, workers only decode
         drawn = read_ahead(drawn, READ_AHEAD)
-    return _recorded(load_batches(maker, drawn, workers=workers, start_method=start_method, pin_memory=pin_memory), log)
+    return _recorded(
+        load_batches(
+            maker, drawn, workers=workers, start_method=start_method, prefetch=PREFETCH, pin_memory=pin_memory
+        ),
+        log,
+    )
+
+
+def check_shared_memory(crops: CropsConfig, batch_size: int, workers: int, place: str = SHARED_MEMORY) -> None:
+    """Containers come with 64 MB of shared memory, and a worker that finds no room dies of a bus error hours later.
+
+    Raises:
+        ConfigError: the batches that workers prepare ahead do not fit.
+    """
+    if not Path(place).is_dir():
+        return
+    state = os.statvfs(place)
+    free = state.f_bavail * state.f_frsize
+    pixels = 2 * crops.global_size**2 + crops.locals * crops.local_size**2
+    needed = 3 * pixels * batch_size * (PREFETCH * workers + 1)
+    if needed > free:
+        raise ConfigError(
+            f"--workers {workers} need {needed // 2**20 + 1} MB of shared memory and {place} has {free // 2**20} MB free: "
+            "take fewer workers, or give the container more (docker run --shm-size=8g)"
+        )
 
 
 def _recorded(batches: Iterator[Batch], log: SkippedLog) -> Iterator[Batch]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ SHARE_OF_TIME = 0.05  # what looking may cost
 def health(targets: Tensor, loss: Tensor, centre: Centre) -> dict[str, float]:
     """Numbers of one step, from the teacher's probabilities [2, B, K] and the loss.
 
-    entropy: mean over images, nats, at most ln K. usage_entropy: of the mean target; prototypes_used is its exponential.
+    entropy: mean over images, nats, at most ln K. usage_entropy: of the mean target; prototypes_used: its exponential.
     kl: loss less entropy, what the student has still to learn of the teacher. centre_norm: L2.
     """
     entropy = torch.special.entr(targets).sum(-1).mean()
@@ -60,9 +61,7 @@ def rankme(features: Tensor) -> float:
 class Monitor:
     """Looks at the teacher with a copy of its own, so that nothing of the run is touched. Main process only."""
 
-    def __init__(
-        self, config: Config, run: RunDirectory, source: Source, processor: object, normalise: Normalise
-    ) -> None:
+    def __init__(self, config: Config, run: RunDirectory, source: Source, processor: Any, normalise: Normalise) -> None:
         self.config, self.run, self.normalise, self.processor = config.monitor, run, normalise, processor
         device = normalise.mean.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -75,7 +74,7 @@ class Monitor:
         labelled = np.flatnonzero(labels != NO_LABEL) if labels is not None else np.array([], dtype=int)
         chosen = np.random.default_rng(config.seed).permutation(labelled)[: self.config.knn_images]
         self.bank, kept = _gather(source, np.sort(chosen), processor)
-        self.labels = torch.from_numpy(labels[kept]) if labels is not None else None
+        self.labels = torch.from_numpy(labels[kept]) if labels is not None else torch.empty(0, dtype=torch.int64)
         self.floor = self._knn(self._encode(self.bank)) if len(self.bank) > max(NEIGHBOURS) else None
         self._anchor: Tensor | None = None
         self._basis: PcaBasis | None = None
@@ -133,7 +132,7 @@ class Monitor:
         return [f"pictures/step-{step}/{name}.png" for name in drawn]
 
 
-def _gather(source: Source, indices: np.ndarray, processor: object) -> tuple[Tensor, np.ndarray]:
+def _gather(source: Source, indices: np.ndarray, processor: Any) -> tuple[Tensor, np.ndarray]:
     """The readable images among `indices` as the processor crops them: uint8 [N, S, S, 3], and their indices."""
     images, kept = [], []
     for i in indices.tolist():

@@ -17,6 +17,7 @@ from dino_tower.sources import Mixture, Source
 
 SAMPLE, ORDER, CHOICE = range(3)  # what a stream of random numbers is for
 MAX_LANES = 64
+PER_LANE = 4  # with fewer stretches each, lanes would differ much in length, and leave long runs to the end
 
 
 def sample_rng(seed: int, epoch: int, index: int, repeat: int = 0) -> np.random.Generator:
@@ -91,7 +92,7 @@ def _stream_order(stretches: np.ndarray, window: int, rng: np.random.Generator) 
     and the order stays the same whatever the number of ranks. What longer lanes have left over comes last.
     """
     starts = np.concatenate([[0], np.cumsum(stretches)[:-1]])
-    count = 1 << (min(len(stretches), MAX_LANES).bit_length() - 1)
+    count = 1 << max(0, min(len(stretches) // PER_LANE, MAX_LANES).bit_length() - 1)
     dealt = rng.permutation(len(stretches))
     lanes = []
     for lane in range(count):

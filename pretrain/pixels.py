@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ def mean_and_std(config: PixelsConfig, source: Source) -> tuple[Triple, Triple]:
     if config.mean is not None and config.std is not None:
         return config.mean, config.std
     if not config.measure:
-        return tuple(IMAGENET_MEAN), tuple(IMAGENET_STD)
+        return _triple(IMAGENET_MEAN), _triple(IMAGENET_STD)
     pixels = []
     for i in range(min(MEASURED, len(source))):
         try:
@@ -35,7 +37,12 @@ def mean_and_std(config: PixelsConfig, source: Source) -> tuple[Triple, Triple]:
     mean, std = values.mean(0).round(4).tolist(), values.std(0).round(4).tolist()
     if min(std) <= 0:
         raise ConfigError("pixels.measure: the images have no contrast; give pixels.mean and pixels.std")
-    return tuple(mean), tuple(std)
+    return _triple(mean), _triple(std)
+
+
+def _triple(values: Sequence[float]) -> Triple:
+    red, green, blue = values
+    return red, green, blue
 
 
 class Normalise:

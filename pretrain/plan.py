@@ -72,7 +72,9 @@ def make_plan(config: Config, images: int, world: int) -> Plan:
     peak = optim.base_lr * LR_SCALING[optim.lr_scaling](global_batch)
     # the temperature moves once an epoch: an epoch of a compressed run is as much shorter
     temperature_epochs = max(1, round(steps / (steps_per_epoch * compression)))
-    temperature = stepped_warmup(loss.teacher_temp_start, loss.teacher_temp, loss.teacher_temp_warmup, temperature_epochs)
+    temperature = stepped_warmup(
+        loss.teacher_temp_start, loss.teacher_temp, loss.teacher_temp_warmup, temperature_epochs
+    )
     return Plan(
         steps=steps,
         steps_per_epoch=steps_per_epoch,

@@ -44,7 +44,7 @@ class RunDirectory:
             raise ConfigError(f"--output {self.root}: another process is training this run") from None
         remove_leftovers(self.checkpoints)
         replace_text(self.root / "config.yaml", to_yaml(config))
-        self._log = (self.root / "log.jsonl").open("a")
+        self._log = _append_whole_lines(self.root / "log.jsonl")
 
     def log(self, kind: str, step: int, **values: Any) -> None:
         """One row of log.jsonl; nothing on other processes."""
@@ -58,6 +58,15 @@ class RunDirectory:
         for file in (self._log, self._lock):
             if file is not None:
                 file.close()
+
+
+def _append_whole_lines(path: Path) -> IO[str]:
+    """Open for appending; a line that a kill cut off is ended first, so that it takes no later one with it."""
+    torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+    file = path.open("a")
+    if torn:
+        file.write("\n")
+    return file
 
 
 def refuse_or_resume(config: Config) -> bool:
@@ -78,5 +87,7 @@ def refuse_or_resume(config: Config) -> bool:
     if there and not is_run:
         raise ConfigError(f"--output {root}: the directory holds something that is not a run; name a new one")
     if there and mode == "no":
-        raise ConfigError(f"--output {root}: a run is there already; add --resume to continue it, or name a new directory")
+        raise ConfigError(
+            f"--output {root}: a run is there already; add --resume to continue it, or name a new directory"
+        )
     return there

@@ -32,6 +32,6 @@ def stepped_warmup(start: float, final: float, warmup: int, epochs: int) -> Sche
 
 
 def per_step(values: Schedule, steps: int) -> Schedule:
-    """Spread one value an epoch [E] over a run of `steps` steps, an epoch being steps / E of them (not always whole)."""
+    """Spread one value an epoch [E] over a run of `steps` steps; an epoch is steps / E of them, not always whole."""
     epoch = np.arange(steps) * len(values) // steps
     return values[epoch]

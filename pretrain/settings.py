@@ -162,7 +162,7 @@ class Config:
     preset: str = "dino_vits16"
     """Recipe to start from: a name, or a YAML file."""
     arch: str = "vits16"
-    """Backbone: vit{t,s,b,l}{8,14,16} with _reg4, _rope, _siglip or _clip, resnet18, resnet50."""
+    """Backbone: vit{t,s,b,l}{8,14,16} with _reg4, _rope, _siglip or _clip, resnet8, resnet18, resnet50."""
     init_from: str | None = None
     """Start from the weights of a directory or Hub checkpoint of the same class."""
     epochs: int = 100

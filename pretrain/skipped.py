@@ -70,12 +70,12 @@ class SkippedLog:
 
     def _catch_up(self, file: Iterable[bytes]) -> bool:
         """Take in the lines from the offset on; True when the last one was cut off by a kill."""
-        torn = False
         for line in file:
-            torn = not line.endswith(b"\n")
+            if not line.endswith(b"\n"):
+                return True
             self._offset += len(line)
             try:
                 self.ids.add(json.loads(line)["id"])
             except (ValueError, KeyError, TypeError):
                 continue  # a line that a kill cut off: its image will be met and recorded again
-        return torn
+        return False

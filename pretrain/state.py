@@ -88,11 +88,13 @@ def load_backbone(backbone: PreTrainedModel, source: str | Path) -> None:
     A position table of another size is resized to this backbone's grid, bicubically as its class does when serving.
     Raises ConfigError otherwise.
     """
-    kind = type(backbone)
+    kind: Any = type(backbone)
     try:
         loaded, info = kind.from_pretrained(source, output_loading_info=True)
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{source}: cannot be loaded as {kind.__name__}: {' '.join(str(error).split())[:300]}") from None
+        raise ConfigError(
+            f"{source}: cannot be loaded as {kind.__name__}: {' '.join(str(error).split())[:300]}"
+        ) from None
     if info["missing_keys"] or info["unexpected_keys"]:
         odd = sorted(info["missing_keys"] or info["unexpected_keys"])[:3]
         word = "lacks" if info["missing_keys"] else "has unknown"
@@ -109,7 +111,7 @@ def _load_strictly(module: nn.Module, weights: dict[str, Tensor], where: Path) -
 
 
 def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {k: v.detach().to("cpu", copy=True) for k, v in tensors.items()}
+    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
 
 
 def _trainable(trained: Trained) -> dict[str, nn.Parameter]:

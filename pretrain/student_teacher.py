@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dino_tower.tokens import tokens
 from dino_tower.pretrain.losses import dino_loss
+from dino_tower.tokens import tokens
 
 
 class Network(nn.Module):
@@ -55,9 +56,9 @@ class Student(nn.Module):
 def make_teacher(network: Network) -> Network:
     """A frozen copy that drops no paths; it stays in train mode, as in the reference, for heads with batch norm."""
     teacher = copy.deepcopy(network).requires_grad_(False)
-    for module in teacher.modules():
-        if hasattr(module, "drop_prob"):
-            module.drop_prob = 0.0
+    dropping: list[Any] = [m for m in teacher.modules() if hasattr(m, "drop_prob")]
+    for module in dropping:
+        module.drop_prob = 0.0
     return teacher
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,7 @@ class _AllReducedBatchNorm:
     Mixed into BatchNorm1d / BatchNorm2d; x is [B, C] or [B, C, H, W].
     """
 
-    def forward(self: nn.BatchNorm2d, x: Tensor) -> Tensor:  # type: ignore[misc]
+    def forward(self: Any, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)  # type: ignore[misc]
         axes = [0, *range(2, x.ndim)]

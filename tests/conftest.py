@@ -15,11 +15,41 @@ import torch
 torch.set_num_threads(1)
 
 # A run of seconds that still has every part of the real one: multi-crop, centring, schedules, head, checkpoints.
-TINY = (
-    "--preset demo --data scenes --batch-size 8 --workers 0 --model.width 32 --model.depth 2 --model.heads 2 "
-    "--head.prototypes 64 --head.hidden 32 --head.bottleneck 16 --crops.global-size 32 --crops.local-size 16 "
-    "--crops.locals 2 --monitor.minutes 0 --monitor.tracker none --monitor.log-every 1 --compute.cpu"
-).split()
+TINY = [
+    "--preset",
+    "demo",
+    "--data",
+    "scenes",
+    "--batch-size",
+    "8",
+    "--workers",
+    "0",
+    "--model.width",
+    "32",
+    "--model.depth",
+    "2",
+    "--model.heads",
+    "2",
+    "--head.prototypes",
+    "64",
+    "--head.hidden",
+    "32",
+    "--head.bottleneck",
+    "16",
+    "--crops.global-size",
+    "32",
+    "--crops.local-size",
+    "16",
+    "--crops.locals",
+    "2",
+    "--monitor.minutes",
+    "0",
+    "--monitor.tracker",
+    "none",
+    "--monitor.log-every",
+    "1",
+    "--compute.cpu",
+]
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 An HTML comment above a block, `<!-- test: PART; PART -->`, says what is changed to make it short:
 
+    short              pretrain commands of the block get the flags of SHORT
     with FLAGS         the flags are added to each pretrain or demo command of the block
     A is B             the word A stands for B here: the reader's folder for one of ours, a large number for a small one
     settings only      pretrain commands resolve their settings (--print-config), the launcher's options are parsed, the
@@ -13,12 +14,14 @@ An HTML comment above a block, `<!-- test: PART; PART -->`, says what is changed
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,10 +39,12 @@ from dino_tower.pretrain.settings import Config
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 FENCE = re.compile(r"(?:^<!-- test: (?P<test>[^\n]*) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+SHORT = shlex.split("--steps 2 --batch-size 4 --workers 0 --head.prototypes 64 --monitor.knn-images 40")
 RUN, SHOWN = ("bash", "python", "yaml"), ("text",)
 NEVER_RUN = ("pip install", "git clone")
 OURS = re.compile(r"(?:^|\s)(?:dino-tower (?P<command>\w+)|-m dino_tower\.(?P<module>\w+))(?P<words>.*)")
 LAUNCHER = re.compile(r"\b(?P<name>accelerate launch|torchrun) (?P<options>.*?)-m dino_tower")
+QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 # flags that docs speak of and that are not settings of a run
 OTHER_FLAGS = {
     "--help", "--weights", "--output", "--scenes", "--steps", "--max-restarts", "--num_processes", "--machine_rank",
@@ -68,8 +73,10 @@ def blocks(page: str) -> list[Block]:
     for match in FENCE.finditer(page):
         block = Block(match["kind"], match["text"], page[: match.start()].count("\n") + 1)
         for part in (match["test"] or "").split("; "):
-            if part.startswith("with "):
-                block.adds = shlex.split(part.removeprefix("with "))
+            if part == "short":
+                block.adds += SHORT
+            elif part.startswith("with "):
+                block.adds += shlex.split(part.removeprefix("with "))
             elif part == "settings only":
                 block.settings_only = True
             elif part.startswith("setup: "):
@@ -98,20 +105,48 @@ def commands(text: str) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
-def lengthen(command: str, adds: list[str]) -> str:
-    """`command` with more flags, if it is one of ours that trains."""
+def shorten(command: str, adds: list[str]) -> str:
+    """`command` with more flags, if it is one of ours that trains; a flag it has already takes the new value."""
     ours = OURS.search(command)
-    trains = ours is not None and (ours["command"] in ("pretrain", "demo") or ours["module"] == "pretrain")
-    return f"{command} {shlex.join(adds)}" if trains and adds else command
+    if ours is None or not adds or (ours["command"] or ours["module"]) not in ("pretrain", "demo"):
+        return command
+    for flag, value in zip(adds[::2], adds[1::2], strict=True):
+        command, times = re.subn(rf"(?<=\s){re.escape(flag)} \S+", f"{flag} {value}", command)
+        command += "" if times else f" {flag} {value}"
+    return command
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[subprocess.Popen[str]]:
+    """A process that has imported torch and runs our commands: see setup/warm.py."""
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "setup" / "warm.py")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | QUIET,
+    ) as process:  # fmt: skip
+        yield process
+        process.stdin.close()
+
+
+def run_command(command: str, folder: Path, warm: subprocess.Popen[str]) -> None:
+    """A simple command of ours by way of the warm process, anything else by the shell; fail if it fails."""
+    words = shlex.split(command)
+    if words[0] != "dino-tower" or re.search(r"[|&;<>$`]", command):
+        shell(command, folder)
+        return
+    output = folder / "printed.txt"
+    output.unlink(missing_ok=True)
+    warm.stdin.write(json.dumps([words[1:], str(folder), str(output)]) + "\n")
+    warm.stdin.flush()
+    code = warm.stdout.readline().strip()
+    assert code == "0", f"$ {command}\nexit code {code}\n{output.read_text(encoding='utf-8')[-4000:]}"
 
 
 def shell(command: str, folder: Path) -> None:
     """Run as a reader would, with our environment's programs first on the path."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    settings = {"PATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
-        cwd=folder, env=os.environ | settings, capture_output=True, text=True, timeout=250, check=False,
+        cwd=folder, env=os.environ | QUIET | {"PATH": path}, capture_output=True, text=True, timeout=250, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"$ {command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
@@ -125,9 +160,9 @@ def check_settings(text: str) -> None:
         if launcher := LAUNCHER.search(line):
             parse_launcher(launcher["name"], shlex.split(launcher["options"]))
         command = match["command"] or match["module"]
-        assert command == "pretrain" and cli.main(["pretrain", *shlex.split(match["words"]), "--print-config"]) == 0, (
-            line
-        )
+        assert command == "pretrain", f"settings only is for pretrain: {line}"
+        words = [word for word in shlex.split(match["words"]) if word != "--print-config"]
+        assert cli.main(["pretrain", *words, "--print-config"]) == 0, line
 
 
 def parse_launcher(name: str, options: list[str]) -> None:
@@ -144,7 +179,7 @@ def parse_launcher(name: str, options: list[str]) -> None:
     assert not unknown, f"{name} has no {unknown}"
 
 
-def run_bash(block: Block, folder: Path) -> None:
+def run_bash(block: Block, folder: Path, warm: subprocess.Popen[str]) -> None:
     if block.not_run:
         assert all(line.startswith(NEVER_RUN) for line in commands(block.text)), block.text
     elif block.settings_only:
@@ -154,7 +189,7 @@ def run_bash(block: Block, folder: Path) -> None:
             if command.startswith("make "):
                 shell(f"make -n {command.removeprefix('make ')}", ROOT)  # the target is there; running it is CI's work
             else:
-                shell(lengthen(command, block.adds), folder)
+                run_command(shorten(command, block.adds), folder, warm)
 
 
 def run_yaml(block: Block, folder: Path) -> None:
@@ -185,7 +220,9 @@ def set_the_scene(folder: Path) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_block_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: subprocess.Popen[str]
+) -> None:
     set_the_scene(tmp_path)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
@@ -193,9 +230,9 @@ def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         where = f"{page.name}:{block.line}"
         assert block.kind in RUN + SHOWN, f"{where}: a block of kind {block.kind!r} is neither run nor marked as text"
         if block.setup:
-            shell(block.setup, tmp_path)
+            run_command(block.setup, tmp_path, warm)
         if block.kind == "bash":
-            run_bash(block, tmp_path)
+            run_bash(block, tmp_path, warm)
         elif block.kind == "yaml":
             run_yaml(block, tmp_path)
         elif block.kind == "python":
@@ -241,9 +278,10 @@ def test_a_comment_that_does_nothing_is_an_error(page: str) -> None:
 
 
 def test_shortening_changes_only_what_trains() -> None:
-    assert lengthen("dino-tower pretrain --a b", ["--steps", "2"]) == "dino-tower pretrain --a b --steps 2"
-    assert lengthen("torchrun -m dino_tower.pretrain", ["--steps", "2"]) == "torchrun -m dino_tower.pretrain --steps 2"
-    assert lengthen("dino-tower show runs/a", ["--steps", "2"]) == "dino-tower show runs/a"
+    assert shorten("dino-tower pretrain --a b", ["--steps", "2"]) == "dino-tower pretrain --a b --steps 2"
+    assert shorten("torchrun -m dino_tower.pretrain", ["--steps", "2"]) == "torchrun -m dino_tower.pretrain --steps 2"
+    assert shorten("dino-tower demo --steps 300 --x", ["--steps", "2"]) == "dino-tower demo --steps 2 --x"
+    assert shorten("dino-tower show runs/a", ["--steps", "2"]) == "dino-tower show runs/a"
     (block,) = blocks("<!-- test: 200 is 4; ~/birds is photos -->\n```bash\nx --data ~/birds --steps 200 2000\n```")
     assert block.text == "x --data photos --steps 4 2000\n"
 

@@ -144,9 +144,11 @@ def _members(shard: str, name: str) -> Iterator[tuple[str, Member]]:
     """(key, member) of every file in a shard. A shard that breaks off gives what stands before the break."""
     if not Path(shard).is_file():
         raise ConfigError(f"--data {name!r}: {shard!r} is not a regular file")
+    met = False
     try:
         with tarfile.open(shard, "r:") as tar:
             for entry in tar:
+                met = True
                 tar.members = []  # type: ignore[attr-defined]  # else it keeps an object per member
                 folder, _, base = entry.name.rpartition("/")
                 stem, dot, extension = base.partition(".")
@@ -154,12 +156,12 @@ def _members(shard: str, name: str) -> Iterator[tuple[str, Member]]:
                     key = f"{folder}/{stem}" if folder else stem
                     yield key, Member(extension.lower(), entry.offset_data, entry.size)
     except tarfile.TarError as error:
+        if met:
+            return
         with Path(shard).open("rb") as file:
-            packed = file.read(4)[:2] in (b"\x1f\x8b", b"BZ", b"\xfd7", b"\x28\xb5")
-        if packed:
-            raise ConfigError(f"--data {name!r}: {shard!r} is compressed, as images are already: unpack it") from None
-        if Path(shard).stat().st_size < 512 or (isinstance(error, tarfile.ReadError) and "truncated" not in str(error)):
-            raise ConfigError(f"--data {name!r}: {shard!r} is not a tar file ({error})") from None
+            packed = file.read(2) in (b"\x1f\x8b", b"BZ", b"\xfd7", b"\x28\xb5")
+        wrong = "is compressed, as images are already: unpack it" if packed else f"is not a tar file ({error})"
+        raise ConfigError(f"--data {name!r}: {shard!r} {wrong}") from None
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConfigError(f"--data {name!r}: {shard!r} cannot be read: {reason}") from None

@@ -54,19 +54,21 @@ def load_batches(
         raise ConfigError(f"--workers {workers}: give 0 (read in the main process) or more")
     if start_method is not None and start_method not in START_METHODS:
         raise ConfigError(f"start method {start_method!r}; choices: {', '.join(START_METHODS)}")
-    loader = DataLoader(
-        _Task(task),  # type: ignore[arg-type]
-        batch_size=None,
-        sampler=keys,  # type: ignore[arg-type]
-        collate_fn=_as_it_is,
-        num_workers=workers,
-        prefetch_factor=prefetch if workers else None,
-        multiprocessing_context=start_method if workers else None,
-        worker_init_fn=start_worker,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # else the loader draws its workers' seeds from the global generator
-    )
-    results = iter(loader)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
+        loader: DataLoader = DataLoader(
+            _Task(task),  # type: ignore[arg-type]
+            batch_size=None,
+            sampler=keys,  # type: ignore[arg-type]
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            prefetch_factor=prefetch if workers else None,
+            multiprocessing_context=start_method if workers else None,
+            worker_init_fn=start_worker,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # else the loader draws its workers' seeds from the global generator
+        )
+        results = iter(loader)
     processes = list(getattr(results, "_workers", ()))
     try:
         yield from results

@@ -92,15 +92,15 @@ def composed_reference(path: Path) -> Callable[[], object]:
 
 def ours(path: Path, back_end: str) -> Callable[[], object]:
     """Decode, draw and cut as the loader does."""
-    from dino_tower.images import read_image
+    from dino_tower.images import read_sized
     from dino_tower.pretrain.crops import CropsConfig, at_least, draw_views, make_views
 
     config = CropsConfig(back_end=back_end)
     rng = np.random.default_rng(0)
 
     def run() -> object:
-        image = read_image(path, at_least=at_least(config))
-        return make_views(image, draw_views(config, *image.size, rng), config)
+        image, (width, height) = read_sized(path, at_least=at_least(config))
+        return make_views(image, draw_views(config, width, height, rng), config)
 
     return run
 

@@ -1,4 +1,4 @@
-"""The main job as a person runs it: it trains, can be interrupted, and its speed settings do not change what it learns."""
+"""The main job as a person runs it: it trains, can be interrupted, and settings of speed do not change what it learns."""
 
 from __future__ import annotations
 
@@ -130,7 +130,9 @@ def test_resnet_trains(pretrain, optimiser: str) -> None:
 def test_init_from_starts_with_those_weights(pretrain) -> None:
     first = pretrain("first", "--steps", "2", "--checkpoint-every", "1")
     source = first / "checkpoints/step-2/student"
-    second = pretrain("second", "--steps", "1", "--optim.base-lr", "0", "--optim.min-lr", "0", "--init-from", str(source))
+    second = pretrain(
+        "second", "--steps", "1", "--optim.base-lr", "0", "--optim.min-lr", "0", "--init-from", str(source)
+    )
     start, end = load_tower(source).model.state_dict(), load_tower(second).model.state_dict()
     assert all(torch.equal(start[k], end[k]) for k in start)
     with pytest.raises(ConfigError, match="Dinov2WithRegistersModel"):
@@ -162,5 +164,7 @@ def test_a_step_with_nothing_finite_changes_nothing(pretrain, monkeypatch) -> No
 
 
 def test_old_checkpoints_are_pruned(pretrain) -> None:
-    run = pretrain("run", "--steps", "5", "--checkpoint-every", "1", "--faults.keep-last", "1", "--faults.keep-every", "2")
+    run = pretrain(
+        "run", "--steps", "5", "--checkpoint-every", "1", "--faults.keep-last", "1", "--faults.keep-every", "2"
+    )
     assert [p.name for p in checkpoints(run / "checkpoints")] == ["step-2", "step-4", "step-5"]

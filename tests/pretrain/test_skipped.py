@@ -1,0 +1,143 @@
+"""Images that cannot be read: others stand in for them, each is listed once, and too many stop the run."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dino_tower.errors import ConfigError
+from dino_tower.pretrain.crops import CropsConfig
+from dino_tower.pretrain.data import Batch, build_loader
+from dino_tower.pretrain.order import epoch_order
+from dino_tower.pretrain.skipped import SkippedLog, TooManySkipped
+from dino_tower.sources import Source, open_source
+
+COUNT = 40
+CROPS = CropsConfig(global_size=16, local_size=8, locals=2)
+
+
+def png(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(value).integers(0, 256, (24, 20, 3), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_folder(root: Path, count: int = COUNT) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        (root / f"{i:03d}.png").write_bytes(png(i))
+    return root
+
+
+def batches(source: Source, crops=CROPS, **settings) -> list[Batch]:
+    return list(build_loader(source, crops, **{"seed": 0, "batch_size": 4, "total_steps": 5, **settings}))
+
+
+def ids(some: list[Batch]) -> list[str]:
+    return [name for batch in some for name in batch.ids]
+
+
+BAD = {
+    "001.png": (lambda path: path.write_bytes(png(1)[:60]), "truncated"),
+    "003.png": (lambda path: path.write_bytes(b""), "empty"),
+    "005.png": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(900)), "not an image"),
+    "007.png": (lambda path: path.write_text("words"), "not an image"),
+    "009.png": (lambda path: (path.unlink(), os.mkfifo(path)), "FIFO"),
+    "011.png": (lambda path: (path.unlink(), path.symlink_to("nowhere")), "broken symbolic link"),
+    "013.png": (lambda path: path.unlink(), "does not exist"),
+    "015.png": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + b"\x7f" * 40), "PNG"),
+}
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Source:
+    """40 pictures, opened and then damaged in eight ways; a picture under a wrong name is not among the damaged."""
+    root = write_folder(tmp_path / "damaged")
+    (root / "017.png").rename(root / "017.jpg")
+    source = open_source(str(root))
+    for name, (damage, _) in BAD.items():
+        damage(root / name)
+    return source
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_are_replaced_and_listed_once(damaged: Source, tmp_path: Path, workers: int) -> None:
+    log = tmp_path / "skipped.jsonl"
+    settings = {"total_steps": 20, "workers": workers, "start_method": "fork", "skipped_log": log, "max_skipped": 8}
+    read = batches(damaged, CROPS, **settings)
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert sorted(row["id"] for row in rows) == sorted(BAD)
+    for row in rows:
+        assert BAD[row["id"]][1] in row["reason"], row
+    assert all(len(batch.ids) == 4 and not set(batch.ids) & set(BAD) for batch in read)
+    assert set(ids(read[:10])) == {damaged.sample_id(i) for i in range(COUNT)} - set(BAD)
+    # The stand-in is the next readable one of the same order, with crops of its own there.
+    order = epoch_order(damaged, 0, 0)
+    names = [damaged.sample_id(int(index)) for index in order.indices]
+    stood_in = ids(read[:10])
+    for place, name in enumerate(names):
+        following = (names[(place + k) % COUNT] for k in range(COUNT))
+        assert stood_in[place] == next(other for other in following if other not in BAD), (place, name)
+    views = Counter(view.numpy().tobytes() for batch in read for view in batch.views[0])
+    assert max(views.values()) == 1
+    # A second run over the same directory lists nothing again.
+    batches(damaged, CROPS, **settings)
+    assert len(log.read_text().splitlines()) == len(BAD)
+
+
+def test_a_rank_finds_its_stand_ins_in_its_own_order(damaged: Source, tmp_path: Path) -> None:
+    logs = tmp_path / "skipped.jsonl"
+    settings = {"total_steps": 10, "batch_size": 2, "world": 2, "skipped_log": logs, "max_skipped": 0.5}
+    names = [damaged.sample_id(int(index)) for index in epoch_order(damaged, 0, 0).indices]
+    for rank in range(2):
+        read = ids(batches(damaged, CROPS, **settings, rank=rank))
+        mine = names[rank::2]
+        for place, name in enumerate(read):
+            assert name == next(o for k in range(20) if (o := mine[(place + k) % 20]) not in BAD)
+    listed = [json.loads(line)["id"] for line in logs.read_text().splitlines()]
+    assert sorted(listed) == sorted(BAD)  # both ranks wrote to one file
+
+
+@pytest.mark.parametrize("limit", [7, 0.19])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_many_bad_images_stop_the_run(damaged: Source, tmp_path: Path, workers: int, limit: float) -> None:
+    log = tmp_path / "skipped.jsonl"
+    with pytest.raises(TooManySkipped) as caught:
+        batches(
+            damaged, CROPS, total_steps=20, workers=workers, start_method="fork", skipped_log=log, max_skipped=limit
+        )
+    line = str(caught.value)
+    assert "\n" not in line and "8 of 40 images could not be read, and max_skipped allows 7" in line
+    assert str(log) in line and "--max-skipped" in line
+
+
+def test_nothing_readable_at_all_ends_too(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "gone", 12)
+    source = open_source(str(root))
+    for path in root.iterdir():
+        path.unlink()
+    with pytest.raises(TooManySkipped, match=r"12 images in a row could not be read.*does not exist"):
+        batches(source, CROPS, max_skipped=100)
+
+
+def test_a_torn_line_in_the_list_is_survived(tmp_path: Path) -> None:
+    """A kill in the middle of a write once left half a line, and the next line was glued to it."""
+    path = tmp_path / "skipped.jsonl"
+    path.write_text('{"id": "a", "reason": "x"}\n{"id": "b", "rea')
+    log = SkippedLog(path, 10, 100)
+    assert log.ids == {"a"}
+    other = SkippedLog(path, 10, 100)
+    assert log.record([("b", "y"), ("a", "x")]) == [("b", "y")]
+    assert other.record([("b", "y"), ("c", "z"), ("ü\udcff", "w")]) == [("c", "z"), ("ü\udcff", "w")]
+    assert log.record([("c", "z")]) == []
+    lines = path.read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines if line.endswith("}")] == ["a", "b", "c", "ü\udcff"]
+    with pytest.raises(ConfigError, match="max_skipped -1"):
+        SkippedLog(None, -1, 10)
