@@ -80,16 +80,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         return int(find(words[0])(words[1:]) or 0)
     except ConfigError as error:
-        say_once(str(error))
+        say_once(str(error), everywhere=error.one_process)
         return USER_MISTAKE
     except KeyboardInterrupt:
         say_once("interrupted")
         return INTERRUPTED
 
 
-def say_once(message: str) -> None:
-    """Print `dino-tower: message` on stderr as one line, from the first process of a job only."""
-    if os.environ.get("RANK", "0") == "0":
+def say_once(message: str, everywhere: bool = False) -> None:
+    """Print `dino-tower: message` on stderr as one line, from the first process of a job only or from any."""
+    if everywhere or os.environ.get("RANK", "0") == "0":
         line = " ".join(message.removeprefix("dino-tower: ").split())
         print(f"dino-tower: {line}", file=sys.stderr, flush=True)
 

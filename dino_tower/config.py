@@ -150,9 +150,10 @@ def words_to_tree(schema: type, argv: Sequence[str], where: str = "command line"
         node = tree
         for section in sections:
             node = node.setdefault(section, {})
-        collected = node.get(name, []) + (words or ["true"])
-        if words or _is_flag(kind):
-            node[name] = collected
+        if _is_flag(kind) and not words:
+            node[name] = ["true"]
+        elif words:
+            node[name] = node.get(name, []) + words
         else:
             raise ConfigError(f"{where}: --{key.replace('_', '-')} needs a value")
 
@@ -192,7 +193,8 @@ def _kind_of(schema: Any, key: str, where: str) -> Any:
         kinds = field_types(node) if dataclasses.is_dataclass(node) else {}
         if name not in kinds:
             choices = kinds or field_types(schema)
-            raise unknown("setting", f"--{key}", [f"--{prefix}{k}" for k in choices], where)
+            flags = [f"--{prefix}{k}".replace("_", "-") for k in choices]
+            raise unknown("setting", f"--{key}".replace("_", "-"), flags, where)
         node, prefix = kinds[name], f"{prefix}{name}."
     if dataclasses.is_dataclass(node):
         keys = ", ".join(f"--{key}.{k}" for k in field_types(node))

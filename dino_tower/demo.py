@@ -183,8 +183,8 @@ def _table(head: list[str], rows: dict[str, list[Any]]) -> list[str]:
 
     def cell(value: Any) -> str:
         if isinstance(value, tuple):
-            low, high = (f"{100 * v:+.1f}" if v == v else "n/a" for v in value[1:])  # below 20 scenes: NaN
-            return f"{100 * value[0]:+.1f} ({low} to {high})"
+            low, high = (f"{100 * v:+z.1f}" if v == v else "n/a" for v in value[1:])  # below 20 scenes: NaN
+            return f"{100 * value[0]:+z.1f} ({low} to {high})"
         return value if isinstance(value, str) else f"{100 * value:.1f}"
 
     lines = [("", head)] if head else []

@@ -7,7 +7,12 @@ from difflib import get_close_matches
 
 
 class ConfigError(ValueError):
-    """Something the user gave cannot be used. The front door prints it as one line and exits with code 2."""
+    """Something the user gave cannot be used. The front door prints it as one line and exits with code 2.
+
+    Of several processes the first one speaks for all, unless only `one_process` met the error.
+    """
+
+    one_process = False
 
 
 def unknown(kind: str, value: object, choices: Iterable[str], where: str = "") -> ConfigError:

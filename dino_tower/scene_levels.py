@@ -52,12 +52,12 @@ LEVELS: dict[str, Level] = {
             ("blue cross", "white ring"),
             ("yellow bar", "blue disc"),
         ),
-        from_kind=7,
+        from_kind=6,
         objects=(12, 12),
         cells=(4, 3),
         radius=(70, 130),
         colour_jitter=20,
-        contrast=100,
+        contrast=160,
     ),
     "medium": Level(
         size=96,
@@ -82,7 +82,7 @@ LEVELS: dict[str, Level] = {
         cells=(3, 3),
         radius=(110, 160),
         colour_jitter=20,
-        contrast=100,
+        contrast=140,
     ),
     "hard": Level(
         size=192,

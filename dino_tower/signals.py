@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -12,21 +13,23 @@ CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 class StopSignals:
     """Remembers the first stop signal; a second Ctrl-C interrupts at once.
 
-    Handlers can only be set in the main thread; elsewhere (a notebook's worker) nothing is caught.
+    Caught only inside a `with` block, and only in the main thread, where handlers can be set.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
-        self._before = {}
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._handle) for number in CAUGHT}
+        return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
 
-    def restore(self) -> None:
-        """Put the handlers of before back."""
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)

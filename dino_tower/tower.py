@@ -5,7 +5,8 @@ B images, h x w the patch grid, D features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers import logging as transformers_logging
 
 from dino_tower.architectures import build, initialise, names
 from dino_tower.checkpoint import checkpoints
@@ -123,7 +125,8 @@ def load_tower(tower: str | Path) -> Tower:
         config = AutoConfig.from_pretrained(folder)
         if config.model_type not in FAMILIES:
             raise unknown("tower family", config.model_type, FAMILIES, name)
-        model, info = AutoModel.from_pretrained(folder, output_loading_info=True)
+        with _no_progress_bar():
+            model, info = AutoModel.from_pretrained(folder, output_loading_info=True)
         processor = AutoImageProcessor.from_pretrained(folder)
     except ConfigError:
         raise
@@ -132,6 +135,17 @@ def load_tower(tower: str | Path) -> Tower:
     if info["missing_keys"]:
         raise ConfigError(f"{name}: the weights lack {', '.join(sorted(info['missing_keys'])[:3])}")
     return Tower(model, processor, name)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def find(name: str) -> str:

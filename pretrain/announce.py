@@ -18,7 +18,7 @@ from dino_tower.pretrain.settings import Config
 from dino_tower.pretrain.state import Trained
 from dino_tower.sources import Source
 
-TRIAL_BATCH = 8
+TRIAL_PIXELS = 8 * (2 * 224**2 + 8 * 96**2)  # what a trial step sees: eight images of the published recipe
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,10 @@ def try_step(accelerator: Accelerator, student: nn.Module, trained: Trained, con
     Small batches scale up to the real one, so the numbers are estimates.
     """
     device, crops = accelerator.device, config.crops
-    batch = min(TRIAL_BATCH, config.batch_size)
     noise = torch.Generator(device="cpu").manual_seed(0)
     sizes = [crops.global_size] * 2 + [crops.local_size] * crops.locals
+    # batch norm in the head needs two rows
+    batch = min(config.batch_size, max(2, TRIAL_PIXELS // sum(s * s for s in sizes)))
     views = [torch.randn(batch, 3, s, s, generator=noise).to(device) for s in sizes]
     buffers = {b: b.clone() for net in (trained.student, trained.teacher) for b in net.buffers()}
     for _ in range(2):  # the first pass pays for memory, threads and compilation

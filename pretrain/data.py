@@ -6,7 +6,7 @@ B: batch of one rank; V: local views; S: size of a view in pixels. The order of 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,7 @@ def build_loader(
     skipped_log: Path | None = None,
     max_skipped: float = 0.05,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Yield the Batches of one rank for the optimiser steps start_step .. total_steps - 1, `accumulate` for each step.
 
     `crops` is a configuration, or a function (sample, rng) -> list of uint8 [S, S, 3]. `steps_per_epoch` defaults to
@@ -208,12 +208,12 @@ def check_shared_memory(crops: CropsConfig, batch_size: int, workers: int, place
     needed = 3 * pixels * batch_size * (PREFETCH * workers + 1)
     if needed > free:
         raise ConfigError(
-            f"--workers {workers} need {needed // 2**20 + 1} MB of shared memory and {place} has {free // 2**20} MB free: "
-            "take fewer workers, or give the container more (docker run --shm-size=8g)"
+            f"--workers {workers} need {needed // 2**20 + 1} MB of shared memory and {place} has {free // 2**20} MB "
+            "free: take fewer workers, or give the container more (docker run --shm-size=8g)"
         )
 
 
-def _recorded(batches: Iterator[Batch], log: SkippedLog) -> Iterator[Batch]:
+def _recorded(batches: Generator[Batch], log: SkippedLog) -> Generator[Batch]:
     """The same batches; what they skipped goes to the log, which ends the run when it is too much."""
     try:
         for batch in batches:
@@ -224,4 +224,4 @@ def _recorded(batches: Iterator[Batch], log: SkippedLog) -> Iterator[Batch]:
                 raise TooManySkipped(f"{count} images in a row could not be read; the last: {name}: {reason}")
             yield batch
     finally:
-        batches.close()  # type: ignore[attr-defined]
+        batches.close()

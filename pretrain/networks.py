@@ -34,6 +34,8 @@ def make_networks(config: Config, device: torch.device, world: int) -> tuple[Net
     student = Network(backbone, head).to(device)
     if backbone.config.model_type == "resnet":  # views arrive with channels last, and convolutions are faster so
         student.to(memory_format=torch.channels_last)
+    if backbone.config.model_type != "resnet":
+        backbone.set_attn_implementation(config.compute.attention)
     teacher = make_teacher(student)
     if config.compute.activation_checkpointing:
         _checkpoint_activations(backbone)

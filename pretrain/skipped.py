@@ -18,6 +18,8 @@ except ImportError:  # Windows, where one process trains
 class TooManySkipped(ConfigError):
     """More images than `max_skipped` could not be read."""
 
+    one_process = True
+
 
 class SkippedLog:
     """The ids recorded so far, in this run directory, by any rank and before any restart.
@@ -64,7 +66,7 @@ class SkippedLog:
             where = f"; all are listed in {self.path}" if self.path else ""
             raise TooManySkipped(
                 f"{len(self.ids)} of {self.total} images could not be read, and max_skipped allows {self.limit}"
-                f"; the last: {name}: {reason}{where}. Repair or remove them, or raise --max-skipped"
+                f"; the last: {name}: {reason}{where}. Repair or remove them, or raise --faults.max-skipped"
             )
         return list(fresh.items())
 

@@ -9,7 +9,7 @@ of the old centre -> backward -> clip -> hold the prototypes while they are froz
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -53,10 +53,11 @@ def main(argv: Sequence[str]) -> int:
     if config.print_config:
         print(to_yaml(config), end="")
         return 0
-    return train(config)
+    with StopSignals() as signals:
+        return train(config, signals)
 
 
-def train(config: Config) -> int:
+def train(config: Config, signals: StopSignals) -> int:
     """Run to the end, to a signal, or to a fault that needs a person. Returns the exit code."""
     continued = refuse_or_resume(config)
     transformers.logging.set_verbosity_error()
@@ -107,9 +108,9 @@ def train(config: Config) -> int:
     monitor = Monitor(config, run, source, processor, normalise) if watching else None
     alarms = Alarms(collapse_rules(config.head.prototypes), patience=max(50, plan.steps // 20), grace=plan.steps // 10)
     progress = Progress(plan.steps, position.step, plan.global_batch, shown=main_process)
-    agreement, writer, signals = Agreement(device), BackgroundWriter(), StopSignals()
+    agreement, writer = Agreement(device), BackgroundWriter()
 
-    def batches_from(step: int) -> Iterator[Batch]:
+    def batches_from(step: int) -> Generator[Batch]:
         loader = build_loader(
             source,
             config.crops,
@@ -125,7 +126,7 @@ def train(config: Config) -> int:
             skipped_log=run.skipped,
             max_skipped=config.faults.max_skipped,
         )
-        return iter(loader)
+        return loader
 
     def save(step: int) -> None:
         position.step = step
@@ -201,14 +202,15 @@ def train(config: Config) -> int:
             writer.join()
             step = go_back(trained, position, run, config, step)
             bad_in_a_row = 0
+            batches.close()
             batches = batches_from(step)
             progress.back_to(step)
 
     # --- the end
+    batches.close()
     writer.join()
     accelerator.wait_for_everyone()
     progress.close()
-    signals.restore()
     accelerator.end_training()
     if main_process:
         run.log("end" if step == plan.steps else "stopped", step)

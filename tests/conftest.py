@@ -15,41 +15,32 @@ import torch
 torch.set_num_threads(1)
 
 # A run of seconds that still has every part of the real one: multi-crop, centring, schedules, head, checkpoints.
-TINY = [
-    "--preset",
-    "demo",
-    "--data",
-    "scenes",
-    "--batch-size",
-    "8",
-    "--workers",
-    "0",
-    "--model.width",
-    "32",
-    "--model.depth",
-    "2",
-    "--model.heads",
-    "2",
-    "--head.prototypes",
-    "64",
-    "--head.hidden",
-    "32",
-    "--head.bottleneck",
-    "16",
-    "--crops.global-size",
-    "32",
-    "--crops.local-size",
-    "16",
-    "--crops.locals",
-    "2",
-    "--monitor.minutes",
-    "0",
-    "--monitor.tracker",
-    "none",
-    "--monitor.log-every",
-    "1",
-    "--compute.cpu",
-]
+TINY: dict[str, str] = {
+    "--preset": "demo",
+    "--data": "scenes",
+    "--batch-size": "8",
+    "--workers": "0",
+    "--model.width": "32",
+    "--model.depth": "2",
+    "--model.heads": "2",
+    "--head.prototypes": "64",
+    "--head.hidden": "32",
+    "--head.bottleneck": "16",
+    "--crops.global-size": "32",
+    "--crops.local-size": "16",
+    "--crops.locals": "2",
+    "--compute.precision": "no",
+    "--compute.cpu": "true",
+    "--monitor.minutes": "0",
+    "--monitor.tracker": "none",
+    "--monitor.log-every": "1",
+}
+
+
+def tiny_command(*flags: str) -> list[str]:
+    """TINY with `flags` in place of its own where they name the same setting."""
+    given = {flag for flag in flags if flag.startswith("--")}
+    return [word for key, value in TINY.items() if key not in given for word in (key, value)] + list(flags)
 
 
 @pytest.fixture(scope="session")
@@ -68,17 +59,14 @@ def pretrain(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     def run(name: str, *flags: str, code: int = 0) -> Path:
         AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps one precision a process
         GradientState._reset_state()
-        settings = dict(zip(TINY[::2], TINY[1::2], strict=False))
-        given = {flag for flag in flags if flag.startswith("--")}
-        words = [w for k, v in settings.items() if k not in given for w in (k, v)]
-        if "--compute.cpu" not in given:
-            words.append("--compute.cpu")
-        assert main([*words, "--output", str(tmp_path / name), *flags]) == code
+        words = tiny_command(*flags)
+        assert main([*words, "--output", str(tmp_path / name)]) == code
         return tmp_path / name
 
     yield run
 
 
-def tiny_command(*flags: str) -> list[str]:
-    """The words of the same run for a process of its own."""
-    return [*TINY, *flags]
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., list[str]]:
+    """The words of such a run, for a process of its own: tiny("--steps", "4", "--output", "DIR")."""
+    return tiny_command

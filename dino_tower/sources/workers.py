@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
 from typing import Any
@@ -38,7 +38,7 @@ def load_batches(
     start_method: str | None = None,
     prefetch: int = 2,
     pin_memory: bool = False,
-) -> Iterator[Any]:
+) -> Generator[Any]:
     """Yield task(key) for every key, in order. With workers > 0 the tasks run in that many processes, ahead of time.
 
     The results depend on the keys alone: no global random state is read or changed. Workers ignore SIGINT, SIGTERM and
@@ -145,7 +145,7 @@ def read_batches(
     world: int = 1,
     workers: int = 0,
     start_method: str | None = None,
-) -> Iterator[ReadBatch]:
+) -> Generator[ReadBatch]:
     """Every sample once, in order, none dropped: rank r of `world` gets the samples r, r + world, ...
 
     `transform` takes the picture (PIL RGB); for workers by spawn it must be picklable. The last batch may be smaller,
@@ -161,7 +161,7 @@ def rank_batches(count: int, batch_size: int, rank: int = 0, world: int = 1) -> 
     return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
 
 
-def read_ahead(items: Iterable[Any], depth: int) -> Iterator[Any]:
+def read_ahead(items: Iterable[Any], depth: int) -> Generator[Any]:
     """The same items, produced by a thread that stays up to `depth` ahead. Its exceptions come out here."""
     queue: Queue = Queue(depth)
     stop = threading.Event()

@@ -42,7 +42,7 @@ def test_the_table_holds_the_shares_and_their_differences() -> None:
     assert row(text, "trained  ") == [75.0, 75.0, 75.0]
     assert row(text, "raw 16x16 pixels  ") == [50.0, 50.0, 50.0]
     difference, low, high = row(text, "trained - random init")[:3]
-    assert difference == 50.0 and 45 < low < 50 < high < 55
+    assert difference == 50.0 and 44 < low < 48 and 52 < high < 56  # standard error: 2.5
     assert numbers["knn"][TRAINED] == {5: 0.75, 10: 0.75, 20: 0.75}
     assert numbers["attention_iou"][UNTRAINED] == pytest.approx(
         {"best_head": 0.2, "mean_head": 0.1, "head_average": 0.05}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -15,8 +14,6 @@ from PIL import Image
 from dino_tower.errors import ConfigError
 from dino_tower.images import (
     IMAGENET_MEAN,
-    MAX_PIXELS,
-    UnreadableImage,
     image_size,
     processor_for,
     read_image,
@@ -209,6 +206,7 @@ def test_exif_orientation(orientation: int, kind: str) -> None:
     np.testing.assert_array_equal(np.asarray(again), shown)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_broken_exif_is_no_reason_to_refuse() -> None:
     data = encoded(Image.fromarray(UPRIGHT), "JPEG", exif=b"Exif\x00\x00MM\x00\x2a\xff\xff\xff\xff\xff\xff")
     assert pixels(data).shape == (32, 48, 3)
@@ -271,46 +269,6 @@ def test_a_callers_own_picture_is_left_as_it_is() -> None:
     before = mine.mode
     read_image(mine, at_least=(1, 1))
     assert mine.mode == before and mine.tell() == 0
-
-
-def test_bombs_are_refused_by_their_header() -> None:
-    bomb = png(60_000, 60_000, 8, 2, b"")
-    assert f"60000 x 60000 = 3600000000 pixels, above the limit of {MAX_PIXELS}" in reason(bomb)
-    jpeg = bytearray(encoded(Image.new("RGB", (64, 64)), "JPEG"))
-    place = jpeg.index(b"\xff\xc0")
-    jpeg[place + 5 : place + 9] = b"\xff\xff\xff\xff"  # absurd sizes in the header of a small file
-    assert "65535 x 65535" in reason(bytes(jpeg))
-    with pytest.raises(UnreadableImage, match="above the limit"):
-        image_size(bomb)
-    fine = encoded(Image.new("RGB", (64, 64)), "PNG")
-    assert "above the limit of 4095" in reason(fine, max_pixels=4095)
-    assert "above the limit of 4095" in reason(Image.new("L", (64, 64)), max_pixels=4095)
-    assert read_image(fine, max_pixels=4096).size == (64, 64)
-
-
-def test_links_and_things_that_are_no_files(tmp_path: Path) -> None:
-    fifo, link, dead = tmp_path / "pipe.jpg", tmp_path / "link.png", tmp_path / "dead.png"
-    os.mkfifo(fifo)
-    assert "FIFO" in reason(fifo)  # nobody writes to it: an ordinary open would wait for ever
-    assert "device" in reason("/dev/zero")
-    dead.symlink_to(tmp_path / "nowhere.png")
-    assert "broken symbolic link" in reason(dead)
-    (tmp_path / "real.png").write_bytes(encoded(Image.fromarray(colours()), "PNG"))
-    link.symlink_to(tmp_path / "real.png")
-    np.testing.assert_array_equal(pixels(link), colours())
-    assert reason(tmp_path / "real.png" / "below.png")
-    assert reason("nul\0byte.png")
-
-
-def test_a_process_without_handles_blames_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Running out of file handles looked like a folder of broken pictures: it must stop the run, not empty the data."""
-
-    def no_handles(*args):
-        raise OSError(24, "Too many open files")
-
-    monkeypatch.setattr(os, "open", no_handles)
-    with pytest.raises(OSError, match="Too many open files"):
-        read_image(tmp_path / "picture.png")
 
 
 def test_processor_resizes_crops_and_normalises(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -11,11 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino_tower.images import (
-    UnreadableImage,
-    read_bytes,
-    read_image,
-)
+from dino_tower.images import MAX_PIXELS, UnreadableImage, image_size, read_bytes, read_image
 
 
 def encoded(image: Image.Image, kind: str, **settings) -> bytes:
@@ -33,6 +30,17 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes, *, before
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     body = png_chunk(b"IHDR", head) + before + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+def colours(height: int = 6, width: int = 9) -> np.ndarray:
+    """uint8 [H, W, 3], every pixel different."""
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def pixels(source) -> np.ndarray:
+    image = read_image(source)
+    assert type(image) is Image.Image and image.mode == "RGB" and not image.info
+    return np.asarray(image)
 
 
 def reason(source, **settings) -> str:
@@ -72,3 +80,43 @@ def test_bytes_of_a_part(tmp_path: Path) -> None:
     assert read_bytes(path, 2, 3) == b"234" and read_bytes(path) == b"0123456789"
     with pytest.raises(UnreadableImage, match="ends after 2 of 5 bytes"):
         read_bytes(path, 8, 5)
+
+
+def test_bombs_are_refused_by_their_header() -> None:
+    bomb = png(60_000, 60_000, 8, 2, b"")
+    assert f"60000 x 60000 = 3600000000 pixels, above the limit of {MAX_PIXELS}" in reason(bomb)
+    jpeg = bytearray(encoded(Image.new("RGB", (64, 64)), "JPEG"))
+    place = jpeg.index(b"\xff\xc0")
+    jpeg[place + 5 : place + 9] = b"\xff\xff\xff\xff"  # absurd sizes in the header of a small file
+    assert "65535 x 65535" in reason(bytes(jpeg))
+    with pytest.raises(UnreadableImage, match="above the limit"):
+        image_size(bomb)
+    fine = encoded(Image.new("RGB", (64, 64)), "PNG")
+    assert "above the limit of 4095" in reason(fine, max_pixels=4095)
+    assert "above the limit of 4095" in reason(Image.new("L", (64, 64)), max_pixels=4095)
+    assert read_image(fine, max_pixels=4096).size == (64, 64)
+
+
+def test_links_and_things_that_are_no_files(tmp_path: Path) -> None:
+    fifo, link, dead = tmp_path / "pipe.jpg", tmp_path / "link.png", tmp_path / "dead.png"
+    os.mkfifo(fifo)
+    assert "FIFO" in reason(fifo)  # nobody writes to it: an ordinary open would wait for ever
+    assert "device" in reason("/dev/zero")
+    dead.symlink_to(tmp_path / "nowhere.png")
+    assert "broken symbolic link" in reason(dead)
+    (tmp_path / "real.png").write_bytes(encoded(Image.fromarray(colours()), "PNG"))
+    link.symlink_to(tmp_path / "real.png")
+    np.testing.assert_array_equal(pixels(link), colours())
+    assert reason(tmp_path / "real.png" / "below.png")
+    assert reason("nul\0byte.png")
+
+
+def test_a_process_without_handles_blames_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Running out of file handles looked like a folder of broken pictures: it must stop the run, not empty the data."""
+
+    def no_handles(*args):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "open", no_handles)
+    with pytest.raises(OSError, match="Too many open files"):
+        read_image(tmp_path / "picture.png")

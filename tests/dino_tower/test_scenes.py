@@ -14,10 +14,10 @@ from dino_tower.scenes import LEVELS, SPLITS, VOID, Scene, kind_names, make_scen
 
 # blake2b of image, instances and semantic, in this order. A change here changes what every recipe was measured on.
 PINNED = {
-    ("easy", "train", 0): "",
-    ("easy", "test", 12345): "",
-    ("medium", "val", 7): "",
-    ("hard", "train", 3): "",
+    ("easy", "train", 0): "255b1692b01c85f8",
+    ("easy", "test", 12345): "1e713076f6914b21",
+    ("medium", "val", 7): "ec486d33fe23d9d4",
+    ("hard", "train", 3): "970ee91afc1628d5",
 }
 
 

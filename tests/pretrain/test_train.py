@@ -1,4 +1,4 @@
-"""The main job as a person runs it: it trains, can be interrupted, and settings of speed do not change what it learns."""
+"""The main job as a person runs it: it trains, can be interrupted, and learns the same at any speed setting."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ def test_activation_checkpointing_changes_nothing(pretrain) -> None:
 def test_bf16_trains_the_same_within_its_rounding(pretrain) -> None:
     flags = ("--steps", "6", "--head.batch-norm", "false")
     single, half = pretrain("single", *flags), pretrain("half", *flags, "--compute.precision", "bf16")
-    for a, b in zip(losses(single), losses(half), strict=True):
-        assert abs(a - b) / a < 2**-7  # bfloat16 keeps 8 bits
+    gaps = [abs(a - b) for a, b in zip(losses(single), losses(half), strict=True)]
+    assert 0 < max(gaps) < 2**-8 * losses(single)[0]  # bfloat16 keeps 8 bits of logits that spread over the first loss
     state = weights(half, 6)
     assert all(t.dtype != torch.bfloat16 for t in state.values())  # the weights themselves stay fp32
 
 
 def test_compiled_trains_the_same(pretrain) -> None:
-    flags = ("--steps", "3", "--head.batch-norm", "false")
+    flags = ("--steps", "3", "--head.batch-norm", "false", "--model.depth", "1", "--crops.locals", "0")  # two graphs
     plain, compiled = pretrain("plain", *flags), pretrain("compiled", *flags, "--compute.compile")
     assert max(abs(a - b) for a, b in zip(losses(plain), losses(compiled), strict=True)) <= 1e-5
     assert largest_gap(weights(plain, 3), weights(compiled, 3)) <= 1e-4

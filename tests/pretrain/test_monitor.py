@@ -1,0 +1,74 @@
+"""The numbers that tell a healthy run from a dead one, and the normalisation of its pixels."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dino_tower import load_tower
+from dino_tower.pretrain.losses import Centre
+from dino_tower.pretrain.monitor import health, rankme
+from dino_tower.pretrain.pixels import Normalise
+
+
+def test_health_of_a_uniform_and_of_a_one_sided_teacher() -> None:
+    uniform = torch.full((2, 3, 8), 1 / 8)
+    row = health(uniform, torch.tensor(math.log(8)), Centre(8))
+    assert abs(row["entropy"] - math.log(8)) < 1e-6 and abs(row["prototypes_used"] - 8) < 1e-4 and abs(row["kl"]) < 1e-6
+    one = torch.zeros(2, 3, 8)
+    one[..., 5] = 1
+    row = health(one, torch.tensor(2.0), Centre(8))
+    assert row["entropy"] == 0 and abs(row["prototypes_used"] - 1) < 1e-6 and row["kl"] == 2
+    spread = torch.eye(6, 8).view(2, 3, 8)  # sure of each image, and each image another prototype
+    row = health(spread, torch.tensor(2.0), Centre(8))
+    assert row["entropy"] == 0 and abs(row["prototypes_used"] - 6) < 1e-4
+
+
+def test_rankme_counts_directions() -> None:
+    g = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(32, 5, generator=g)).Q
+    assert abs(rankme(torch.randn(4000, 5, generator=g) @ basis.T) - 5) < 0.1
+    assert rankme(torch.ones(100, 8)) < 1.01
+
+
+def test_pixels_are_normalised_as_a_processor_does(tmp_path) -> None:
+    from dino_tower.images import processor_for
+
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
+    ours = Normalise(mean, std, torch.device("cpu"))(torch.from_numpy(picture)[None])
+    processor = processor_for(32, 8, mean, std)
+    theirs = processor(Image.fromarray(picture), return_tensors="pt", do_resize=False).pixel_values
+    assert (ours - theirs).abs().max() < 1e-6
+
+
+def test_measured_colours_travel_to_the_processor(pretrain, tmp_path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        pixels = rng.normal((60, 120, 180), (10, 20, 30), (40, 40, 3)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    run = pretrain("run", "--data", str(folder), "--steps", "1", "--pixels.measure")
+    processor = load_tower(run).processor
+    assert np.allclose(processor.image_mean, np.array((60, 120, 180)) / 255, atol=0.01)
+    assert np.allclose(processor.image_std, np.array((10, 20, 30)) / 255, atol=0.01)
+
+
+def test_watching_does_not_change_the_run(pretrain) -> None:
+    """k-NN, pictures and RankMe look at a copy of the teacher with random numbers of their own."""
+    quiet = pretrain("quiet", "--steps", "2", "--model.drop-path", "0.2")
+    watched = pretrain(
+        "watched", "--steps", "2", "--model.drop-path", "0.2", "--monitor.minutes", "1e-9", "--monitor.knn-images", "30"
+    )
+    for part in ("student/model", "teacher/model", "heads", "optimizer"):
+        a, b = ((run / f"checkpoints/step-2/{part}.safetensors").read_bytes() for run in (quiet, watched))
+        assert a == b, part
+    rows = [json.loads(line) for line in (watched / "log.jsonl").read_text().splitlines()]
+    looks = [row for row in rows if row["kind"] == "monitor"]
+    assert looks and all(set(row["knn"]) == {"5", "10", "20"} and row["rankme"] > 1 for row in looks)
+    assert looks[0]["knn"] == looks[0]["random_knn"]
