@@ -16,6 +16,7 @@ from dino_tower.pretrain.plan import Plan
 from dino_tower.pretrain.run_directory import RunDirectory
 from dino_tower.pretrain.settings import Config
 from dino_tower.pretrain.state import Trained
+from dino_tower.pretrain.student_teacher import BatchStatistics
 from dino_tower.sources import Source
 
 TRIAL_PIXELS = 8 * (2 * 224**2 + 8 * 96**2)  # what a trial step sees: eight images of the published recipe
@@ -40,7 +41,7 @@ def try_step(accelerator: Accelerator, student: nn.Module, trained: Trained, con
     # batch norm in the head needs two rows
     batch = min(config.batch_size, max(2, TRIAL_PIXELS // sum(s * s for s in sizes)))
     views = [torch.randn(batch, 3, s, s, generator=noise).to(device) for s in sizes]
-    buffers = {b: b.clone() for net in (trained.student, trained.teacher) for b in net.buffers()}
+    statistics = BatchStatistics(trained.student, trained.teacher)
     for _ in range(2):  # the first pass pays for memory, threads and compilation
         before = _memory(device)
         start = time.perf_counter()
@@ -51,8 +52,7 @@ def try_step(accelerator: Accelerator, student: nn.Module, trained: Trained, con
         peak = _memory(device)
         for p in student.parameters():
             p.grad = None
-    for buffer, value in buffers.items():
-        buffer.copy_(value)
+    statistics.put_back()
     scale = config.batch_size / batch
     optimiser = 3 * sum(p.numel() * 4 for p in student.parameters() if p.requires_grad)
     return Estimate(seconds * scale * config.compute.accumulate, before + (peak - before) * scale + optimiser)

@@ -66,7 +66,8 @@ class Monitor:
         device = normalise.mean.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(config.seed)
-            self.twin = make_backbone(replace(config, init_from=None)).to(device).eval()
+            self.twin: Any = make_backbone(replace(config, init_from=None)).eval()
+        self.twin.to(device)
         if self.twin.config.model_type != "resnet":
             self.twin.set_attn_implementation("eager")
         self.shown = _gather(source, np.linspace(0, len(source) - 1, self.config.pictures, dtype=int), processor)[0]

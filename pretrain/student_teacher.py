@@ -62,6 +62,24 @@ def make_teacher(network: Network) -> Network:
     return teacher
 
 
+class BatchStatistics:
+    """The running statistics of batch norms: a forward pass moves them, before anyone knows whether the step is good."""
+
+    def __init__(self, *networks: nn.Module) -> None:
+        self.live = [buffer for network in networks for buffer in network.buffers()]
+        self.kept = [buffer.clone() for buffer in self.live]
+
+    def keep(self) -> None:
+        """Remember them as they are."""
+        for kept, live in zip(self.kept, self.live, strict=True):
+            kept.copy_(live)
+
+    def put_back(self) -> None:
+        """Make them again what they were at the last `keep`."""
+        for kept, live in zip(self.kept, self.live, strict=True):
+            live.copy_(kept)
+
+
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher <- momentum * teacher + (1 - momentum) * student, for parameters; batch statistics are each one's own."""

@@ -20,6 +20,7 @@ class _AllReducedBatchNorm:
     def forward(self: Any, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)  # type: ignore[misc]
+        half, x = x, x.float()  # under autocast x comes in half precision, which is too coarse for statistics
         axes = [0, *range(2, x.ndim)]
         count = x.numel() // x.shape[1] * dist.get_world_size()
         sums = torch.cat([x.sum(axes), x.square().sum(axes)])
@@ -32,7 +33,7 @@ class _AllReducedBatchNorm:
                 self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         shape = [1, -1, *[1] * (x.ndim - 2)]
         scale = self.weight * (variance + self.eps).rsqrt()
-        return x * scale.view(shape) + (self.bias - mean * scale).view(shape)
+        return (x * scale.view(shape) + (self.bias - mean * scale).view(shape)).to(half.dtype)
 
 
 class _AllReducedBatchNorm1d(_AllReducedBatchNorm, nn.BatchNorm1d):

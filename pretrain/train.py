@@ -34,7 +34,7 @@ from dino_tower.pretrain.plan import make_plan, step_seed
 from dino_tower.pretrain.run_directory import RunDirectory, refuse_or_resume
 from dino_tower.pretrain.settings import Config
 from dino_tower.pretrain.state import Position, Trained, restore, snapshot
-from dino_tower.pretrain.student_teacher import Student, update_teacher
+from dino_tower.pretrain.student_teacher import BatchStatistics, Student, update_teacher
 from dino_tower.pretrain.synchronised import Agreement
 from dino_tower.progress import Progress
 from dino_tower.signals import StopSignals
@@ -143,6 +143,7 @@ def train(config: Config, signals: StopSignals) -> int:
 
     # --- the loop
     step, bad_in_a_row = position.step, 0
+    statistics = BatchStatistics(network, teacher)
     batches = batches_from(step)
     if monitor and step == 0:
         monitor.look(0, teacher)
@@ -168,17 +169,19 @@ def train(config: Config, signals: StopSignals) -> int:
         accelerator.unscale_gradients()
         grad_norm = CLIP[config.optim.clip_mode](network.named_parameters(), config.optim.clip or float("inf"))
         if step < plan.frozen_steps:  # after clipping: no step, no decay, and Adam's state starts late, as in DINO
-            for p in network.head.last_layer.parameters():
+            for p in network.get_submodule("head.last_layer").parameters():
                 p.grad = None
 
         loss = torch.stack(losses).mean()
         bad, stop = agreement.any(not torch.isfinite(loss + grad_norm), signals.received is not None)
         if bad:
             centre.forget()
+            statistics.put_back()
             bad_in_a_row += 1
             run.log("bad_step", step, loss=str(loss.item()), grad_norm=str(grad_norm.item()), ids=ids)
         else:
             bad_in_a_row = 0
+            statistics.keep()
             optimizer.step()
             centre.commit()
             update_teacher(teacher, network, plan.momentum[step])
@@ -201,6 +204,7 @@ def train(config: Config, signals: StopSignals) -> int:
         if bad_in_a_row > config.faults.max_bad_steps:
             writer.join()
             step = go_back(trained, position, run, config, step)
+            statistics.keep()
             bad_in_a_row = 0
             batches.close()
             batches = batches_from(step)

@@ -112,7 +112,8 @@ def test_the_installed_command_trains_two_steps_and_draws_the_run(fresh: Path, t
     env = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     assert "pretrain" in command(fresh / "dino-tower", "--help", cwd=tmp_path)
     command(
-        fresh / "dino-tower", "pretrain", "--preset", "demo", "--data", "scenes", "--steps", "2", "--output", "run",
+        fresh / "dino-tower", "pretrain", "--preset", "demo", "--data", "scenes", "--steps", "2",
+        "--monitor.knn-images", "40", "--output", "run",
         cwd=tmp_path, **env,
     )  # fmt: skip
     last = (tmp_path / "run" / "latest").read_text(encoding="utf-8").strip()

@@ -199,7 +199,7 @@ def test_a_larger_picture_shows_the_same_scene() -> None:
 
 
 def test_raw_pixels_hardly_tell_the_kinds_of_the_easy_level() -> None:
-    bank, queries = ([make_scene("easy", i, split) for i in range(n)] for split, n in (("train", 1500), ("test", 300)))
+    bank, queries = ([make_scene("easy", i, split) for i in range(n)] for split, n in (("train", 800), ("test", 200)))
 
     def pixels(scenes: list[Scene]) -> np.ndarray:
         small = np.stack([s.image.reshape(16, 6, 16, 6, 3).mean(axis=(1, 3)).ravel() for s in scenes]) - 128

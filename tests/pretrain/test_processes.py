@@ -131,6 +131,8 @@ def test_batch_norm_uses_the_joint_batch(tmp_path) -> None:
         "assert torch.allclose(mine.grad, whole.grad[rank::2], atol=1e-5)\n"
         "for a, b in zip(plain[0].buffers(), ours[0].buffers()):\n"
         "    assert torch.allclose(a.float(), b.float(), atol=1e-5)\n"
+        "with torch.no_grad(): half = ours(x[rank::2].bfloat16())\n"  # autocast hands it half precision
+        "assert half.dtype == torch.bfloat16 and torch.allclose(half.float(), want[rank::2], atol=0.05)\n"
         "dist.destroy_process_group(); print('equal')\n"
     )
     env = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -115,7 +115,7 @@ def test_too_many_bad_images_stop_the_run(damaged: Source, tmp_path: Path, worke
         )
     line = str(caught.value)
     assert "\n" not in line and "8 of 40 images could not be read, and max_skipped allows 7" in line
-    assert str(log) in line and "--max-skipped" in line
+    assert str(log) in line and "--faults.max-skipped" in line
 
 
 def test_nothing_readable_at_all_ends_too(tmp_path: Path) -> None:
