@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from torch import Tensor
 from tqdm import tqdm
 
-REFRESH = 1.0  # seconds; reading the loss waits for the device, so not at every step
+REFRESH = 1.0  # seconds between drawings of the bar
 
 
 class Progress:
@@ -22,10 +21,8 @@ class Progress:
         interval = REFRESH if sys.stderr.isatty() else 60.0
         self.bar = tqdm(
             total=steps, initial=start, disable=not shown, dynamic_ncols=True, unit="step", mininterval=interval,
-            bar_format="{percentage:3.0f}% {n_fmt}/{total_fmt} steps, {postfix} [{elapsed}, {remaining} left]",
+            bar_format="{percentage:3.0f}% {n_fmt}/{total_fmt} steps{postfix} [{elapsed}, {remaining} left]",
         )  # fmt: skip
-        self._interval = interval
-        self._shown_at = 0.0
         self._reset()
 
     def _reset(self) -> None:
@@ -38,27 +35,22 @@ class Progress:
         yield
         self._waited += time.perf_counter() - start
 
-    def advance(self, loss: Tensor) -> None:
-        """One step done."""
+    def advance(self) -> None:
+        """One step done. Reads nothing from the device: that would wait for it."""
         self._steps += 1
-        if not self.bar.disable and time.perf_counter() - self._shown_at > self._interval:
-            self._shown_at = time.perf_counter()
-            rates = self._rates()
-            self.bar.set_postfix_str(
-                f"loss {loss.item():.3f}, {rates['images_per_s']:.0f} images/s, waiting {rates['data_wait']:.1%}",
-                refresh=False,
-            )
         self.bar.update()
-
-    def _rates(self) -> dict[str, float]:
-        seconds = max(time.perf_counter() - self._since, 1e-9)
-        return {"images_per_s": self._steps * self.images_per_step / seconds, "data_wait": self._waited / seconds}
 
     def rates(self) -> dict[str, float]:
         """`images_per_s` and `data_wait` (a share) since the last call."""
-        rates = self._rates()
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        rates = {"images_per_s": self._steps * self.images_per_step / seconds, "data_wait": self._waited / seconds}
         self._reset()
         return rates
+
+    def show(self, row: Mapping[str, float]) -> None:
+        """Put the loss and the rates of a logged row beside the bar."""
+        text = f"loss {row['loss']:.3f}, {row['images_per_s']:.0f} images/s, waiting {row['data_wait']:.1%}"
+        self.bar.set_postfix_str(text, refresh=False)
 
     def back_to(self, step: int) -> None:
         """The run went back to an earlier step."""

@@ -64,9 +64,17 @@ def snapshot(trained: Trained, position: Position, processor: Any, facts: dict[s
     return write
 
 
-def restore(trained: Trained, folder: Path) -> Position:
-    """Load a checkpoint into the networks, the centre and the optimiser. Raises ConfigError naming the damaged part."""
+def restore(trained: Trained, folder: Path, global_batch: int) -> Position:
+    """Load a checkpoint into the networks, the centre and the optimiser.
+
+    Raises ConfigError naming the damaged part, and for another global batch: its steps would be other steps.
+    """
     state = read_json(folder / "state.json")
+    if state.get("global_batch") != global_batch:
+        raise ConfigError(
+            f"{folder}: written with a global batch of {state.get('global_batch')}, not {global_batch}; choose "
+            "--batch-size and --compute.accumulate so that their product with the number of processes is the same"
+        )
     load_backbone(trained.student.backbone, folder / "student")
     load_backbone(trained.teacher.backbone, folder / "teacher")
     heads = load_tensors(folder / "heads.safetensors")

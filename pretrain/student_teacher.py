@@ -63,7 +63,7 @@ def make_teacher(network: Network) -> Network:
 
 
 class BatchStatistics:
-    """The running statistics of batch norms: a forward pass moves them, before anyone knows whether the step is good."""
+    """The running statistics of batch norms: a forward pass moves them before it is known whether the step is good."""
 
     def __init__(self, *networks: nn.Module) -> None:
         self.live = [buffer for network in networks for buffer in network.buffers()]

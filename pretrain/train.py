@@ -91,7 +91,7 @@ def train(config: Config, signals: StopSignals) -> int:
     position = Position()
     newest = run.newest() if continued else None
     if newest is not None:
-        position = restore(trained, newest)
+        position = restore(trained, newest, plan.global_batch)
     accelerator.wait_for_everyone()
     if position.step >= plan.steps:
         accelerator.print(f"{config.output}: this run is finished ({position.step} steps); nothing to do")
@@ -187,12 +187,13 @@ def train(config: Config, signals: StopSignals) -> int:
             update_teacher(teacher, network, plan.momentum[step])
         optimizer.zero_grad(set_to_none=True)
         step += 1
-        progress.advance(loss)
+        progress.advance()
 
         if step % config.monitor.log_every == 0 or step == plan.steps:
             row = {**plan.rates(step - 1), **health(targets, loss, centre), "grad_norm": grad_norm.item()}
             row = {**agreement.mean(row), "epoch": step / plan.steps_per_epoch, **progress.rates()}
             run.log("step", step, **row)
+            progress.show(row)
             accelerator.log(row, step=step)
             for name, message in alarms.update(step, row):
                 progress.say(f"ALARM {name}: {message}")
@@ -203,7 +204,7 @@ def train(config: Config, signals: StopSignals) -> int:
             save(step)
         if bad_in_a_row > config.faults.max_bad_steps:
             writer.join()
-            step = go_back(trained, position, run, config, step)
+            step = go_back(trained, position, run, config, plan.global_batch, step)
             statistics.keep()
             bad_in_a_row = 0
             batches.close()
@@ -223,7 +224,9 @@ def train(config: Config, signals: StopSignals) -> int:
     return 0 if step == plan.steps else STOPPED
 
 
-def go_back(trained: Trained, position: Position, run: RunDirectory, config: Config, step: int) -> int:
+def go_back(
+    trained: Trained, position: Position, run: RunDirectory, config: Config, global_batch: int, step: int
+) -> int:
     """Back to the newest checkpoint after too many bad steps in a row, with the order of data moved on.
 
     Returns the step to go on from. Raises ConfigError when there is no checkpoint or this happened too often.
@@ -237,7 +240,7 @@ def go_back(trained: Trained, position: Position, run: RunDirectory, config: Con
             "compute.precision no, or lower optim.clip"
         )
     reached, rollbacks = step + position.data_offset, position.rollbacks + 1
-    position.__dict__.update(vars(restore(trained, newest)))
+    position.__dict__.update(vars(restore(trained, newest, global_batch)))
     position.data_offset, position.rollbacks = reached - position.step, rollbacks
     run.log("rollback", position.step, reason=seen, data_offset=position.data_offset)
     return position.step
