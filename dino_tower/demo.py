@@ -152,17 +152,18 @@ def draw(trained: Tower, untrained: Tower, path: Path) -> None:
     images = [PIL.Image.fromarray(make_scene(LEVEL, i, "test").image) for i in range(SHOWN)]
     columns = [[image.resize((192, 192)) for image in images]]
     for tower in (trained, untrained):
-        patches = look(tower, images, _whole(tower)).patches
+        finer = _whole(tower, times=2)  # twice the size trained at: a person sees more in 12 x 12 patches than in 6 x 6
+        patches = look(tower, images, finer).patches
         basis = pca_basis(patches)
-        maps = tower.attention(images, _whole(tower))
+        maps = tower.attention(images, finer)
         columns.append([attention_picture(image, a, size=192) for image, a in zip(images, maps, strict=True)])
         columns.append([pca_picture(p, basis, size=192) for p in patches])
     captions = ("scene", f"{TRAINED}: attention", "features (PCA)", f"{UNTRAINED}: attention", "features (PCA)")
     sheet([list(row) for row in zip(*columns, strict=True)], captions).save(path)
 
 
-def _whole(tower: Tower) -> tuple[int, int]:
-    side = int(tower.model.config.image_size)
+def _whole(tower: Tower, times: int = 1) -> tuple[int, int]:
+    side = times * int(tower.model.config.image_size)
     return side, side
 
 

@@ -61,5 +61,9 @@ class DinoHead(nn.Module):
                 nn.init.zeros_(layer.bias)
         self.last_layer = Prototypes(bottleneck, prototypes, norm_last_layer)
 
+    def project(self, x: Tensor) -> Tensor:
+        """[B, D] to the unit vectors [B, d] that the prototypes are compared with."""
+        return F.normalize(self.mlp(x), dim=-1)
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.last_layer(F.normalize(self.mlp(x), dim=-1))
+        return self.last_layer(self.project(x))

@@ -18,7 +18,7 @@ from torch import Tensor
 from dino_tower.images import UnreadableImage
 from dino_tower.knn import knn_accuracy
 from dino_tower.pictures import PcaBasis, attention_picture, pca_basis, pca_picture, pca_scores
-from dino_tower.pretrain.losses import Centre
+from dino_tower.pretrain.centre import Centre
 from dino_tower.pretrain.networks import make_backbone
 from dino_tower.pretrain.pixels import Normalise
 from dino_tower.pretrain.run_directory import RunDirectory

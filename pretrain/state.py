@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from dino_tower import __version__
 from dino_tower.checkpoint import load_tensors, read_json, save_tensors
 from dino_tower.errors import ConfigError
-from dino_tower.pretrain.losses import Centre
+from dino_tower.pretrain.centre import Centre
 from dino_tower.pretrain.student_teacher import Network
 
 

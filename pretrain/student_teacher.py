@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dino_tower.pretrain.heads import DinoHead
 from dino_tower.pretrain.losses import dino_loss
 from dino_tower.tokens import tokens
 
@@ -20,20 +21,24 @@ from dino_tower.tokens import tokens
 class Network(nn.Module):
     """A backbone with its projection head."""
 
-    def __init__(self, backbone: PreTrainedModel, head: nn.Module) -> None:
+    def __init__(self, backbone: PreTrainedModel, head: DinoHead) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
 
-    def forward(self, views: Sequence[Tensor]) -> Tensor:
-        """Views [B, 3, S, S], the two global ones first, to logits [V, B, K].
+    def project(self, views: Sequence[Tensor]) -> Tensor:
+        """Views [B, 3, S, S], the two global ones first, to unit vectors [V, B, d] in front of the prototypes.
 
         Global and local views go through the backbone in one call each, whatever their sizes, and all features through
         the head in one call, so that a batch norm there sees all views together as in the reference.
         """
         groups = [views[:2], views[2:]] if len(views) > 2 else [views]
         features = torch.cat([tokens(self.backbone, torch.cat(list(group))).pooled for group in groups])
-        return self.head(features).unflatten(0, (len(views), -1))
+        return self.head.project(features).unflatten(0, (len(views), -1))
+
+    def forward(self, views: Sequence[Tensor]) -> Tensor:
+        """The same views to logits [V, B, K]."""
+        return self.head.last_layer(self.project(views))
 
 
 class Student(nn.Module):
@@ -48,9 +53,18 @@ class Student(nn.Module):
         self.network = network
         self.temperature = temperature
 
-    def forward(self, views: Sequence[Tensor], targets: Tensor) -> Tensor:
-        """Views [B, 3, S, S] and the teacher's probabilities [2, B, K] to the scalar loss."""
-        return dino_loss(self.network(views), targets, self.temperature)
+    def forward(self, views: Sequence[Tensor], targets: Tensor, frozen: bool = False) -> Tensor:
+        """Views [B, 3, S, S] and the teacher's probabilities [2, B, K] to the scalar loss.
+
+        frozen: the prototypes do not move in this step, so their gradient is not computed.
+        """
+        z = self.network.project(views)
+        last = self.network.head.last_layer
+        if not frozen:
+            return dino_loss(z, last.weight(), targets, self.temperature)
+        loss = dino_loss(z, last.weight().detach(), targets, self.temperature)
+        # DDP waits for a gradient of every parameter: zeros, which the loop drops
+        return loss + 0.0 * sum(p.sum() for p in last.parameters() if p.requires_grad)
 
 
 def make_teacher(network: Network) -> Network:

@@ -23,9 +23,9 @@ from dino_tower.config import print_help, to_yaml
 from dino_tower.errors import ConfigError
 from dino_tower.images import processor_for
 from dino_tower.pretrain.announce import announcement, facts, farewell, try_step
+from dino_tower.pretrain.centre import Centre
 from dino_tower.pretrain.config import read_config
 from dino_tower.pretrain.data import Batch, build_loader
-from dino_tower.pretrain.losses import Centre
 from dino_tower.pretrain.monitor import Monitor, health
 from dino_tower.pretrain.networks import make_networks
 from dino_tower.pretrain.optim import CLIP, OPTIMISERS, parameter_groups, set_rates
@@ -162,7 +162,7 @@ def train(config: Config, signals: StopSignals) -> int:
             centre.observe(logits)
             last = micro + 1 == config.compute.accumulate
             with nullcontext() if last else accelerator.no_sync(student):
-                loss = student(views, targets)
+                loss = student(views, targets, frozen=step < plan.frozen_steps)
                 accelerator.backward(loss / config.compute.accumulate)
             losses.append(loss.detach())
             ids += batch.ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable
@@ -68,6 +69,10 @@ def load_batches(
             pin_memory=pin_memory,
             generator=torch.Generator(),  # else the loader draws its workers' seeds from the global generator
         )
+        if workers and "cv2" in sys.modules:
+            # OpenCV's pool of threads does not survive a fork: a worker that touches it waits for ever for threads that
+            # stayed behind. Set to 1 here, where its threads are, it ends them at once and leaves nothing to inherit.
+            sys.modules["cv2"].setNumThreads(1)
         results = iter(loader)
     processes = list(getattr(results, "_workers", ()))
     try:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from dino_tower import load_tower
-from dino_tower.pretrain.losses import Centre
+from dino_tower.pretrain.centre import Centre
 from dino_tower.pretrain.monitor import health, rankme
 from dino_tower.pretrain.pixels import Normalise
 

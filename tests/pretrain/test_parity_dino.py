@@ -12,8 +12,9 @@ from transformers import Dinov2Config, Dinov2Model
 
 from dino_tower.convert import native_to_original, original_to_native
 from dino_tower.positions import use_reference_interpolation
+from dino_tower.pretrain.centre import Centre
 from dino_tower.pretrain.heads import DinoHead
-from dino_tower.pretrain.losses import Centre, dino_loss
+from dino_tower.pretrain.losses import dino_loss
 from dino_tower.pretrain.optim import CLIP, OPTIMISERS, parameter_groups, set_rates
 from dino_tower.pretrain.schedules import cosine, stepped_warmup
 from dino_tower.pretrain.student_teacher import Network, Student, make_teacher, update_teacher
@@ -53,7 +54,9 @@ def test_loss_gradient_and_centre(parity_train: Path, locals_: int) -> None:
         targets = centre.targets(teacher, float(data[f"temp{i}"]))
         centre.observe(teacher)
         centre.commit()
-        loss = dino_loss(student.unflatten(0, (views, batch)), targets, float(data["student_temp"]))
+        # the file holds logits: with the unit matrix for prototypes, what goes in are the logits
+        z, prototypes = student.unflatten(0, (views, batch)), torch.eye(student.shape[1])
+        loss = dino_loss(z, prototypes, targets, float(data["student_temp"]))
         loss.backward()
         assert_close(loss.detach(), data[f"loss{i}"], 1e-6)
         assert_close(student.grad, data[f"grad{i}"], 1e-6)

@@ -20,11 +20,11 @@ import torch
 from dino_tower.pretrain import train, student_teacher
 seen = []
 forward = student_teacher.Student.forward
-def spy(self, views, targets):
+def spy(self, views, targets, frozen=False):
     global world
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     seen.append([float(v.double().sum()) for v in views])
-    return forward(self, views, targets)
+    return forward(self, views, targets, frozen)
 student_teacher.Student.forward = spy
 centres = []
 commit = train.Centre.commit
