@@ -25,7 +25,7 @@ CHUNK_LOGITS = 4 * 2**20  # logits alive at a time: 16 MiB, which stays near the
 def dino_loss(z: Tensor, weight: Tensor, targets: Tensor, temperature: float = 0.1) -> Tensor:
     """The scalar loss. z [V, B, d], weight [K, d], targets [2, B, K] probabilities without gradient.
 
-    Under autocast the matrix products run in its precision; logsumexp and sums are fp32. A weight that needs no
+    Under autocast the matrix products run in its precision; logsumexp is fp32, the last sums fp64. A weight that needs no
     gradient costs none.
     """
     return _DinoLoss.apply(z, weight, targets, temperature)
@@ -45,15 +45,16 @@ class _DinoLoss(torch.autograd.Function):
             higher = torch.maximum(top, s.amax(1))
             total = total * (top - higher).exp() + s.sub_(higher[:, None]).exp_().sum(1)
             top = higher
-        normaliser = (top + total.log()).view(views, batch)
+        # both terms are of the size of the logits and the loss is what is left between them: added up in fp64
+        normaliser = (top.double() + total.double().log()).view(views, batch)
         drawn = (t.flatten(0, 1) @ w).float().view(2, batch, -1)  # T W, for each of the teacher's views
         pull = _by_view(drawn, views)
-        agreement = (pull * z.float()).sum() / temperature
+        agreement = (pull.double() * z.double()).sum() / temperature
         counts = _counts(views, z.device)
         scale = 1 / (batch * (2 * views - 2))
         ctx.save_for_backward(rows, w, t, top, total, pull)
         ctx.temperature, ctx.scale, ctx.kinds = temperature, scale, (z.dtype, weight.dtype)
-        return ((counts * normaliser.sum(1)).sum() - agreement) * scale
+        return (((counts * normaliser.sum(1)).sum() - agreement) * scale).float()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:

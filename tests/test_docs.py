@@ -260,7 +260,7 @@ def test_the_page_on_pretraining_names_every_preset_and_no_other() -> None:
     table = re.findall(
         r"^\| `(\w+)` \|[^\n]*\|[^\n]*\|[^\n]*\|$", (ROOT / "docs" / "pretrain.md").read_text("utf-8"), re.M
     )
-    assert {name for name in table if name.startswith(("dino_", "demo"))} == set(preset_names())
+    assert {name for name in table if name.startswith(("dino_", "demo", "builtin_"))} == set(preset_names())
 
 
 def test_every_file_of_docs_is_linked_from_the_readme() -> None:

@@ -86,10 +86,10 @@ def test_activation_checkpointing_changes_nothing(pretrain) -> None:
 
 
 def test_bf16_trains_the_same_within_its_rounding(pretrain) -> None:
-    flags = ("--steps", "6", "--head.batch-norm", "false")
+    flags = ("--steps", "6", "--head.batch-norm", "false", "--optim.base-lr", "1e-4")
     single, half = pretrain("single", *flags), pretrain("half", *flags, "--compute.precision", "bf16")
     gaps = [abs(a - b) for a, b in zip(losses(single), losses(half), strict=True)]
-    assert 0 < max(gaps) < 2**-8 * losses(single)[0]  # bfloat16 keeps 8 bits of logits that spread over the first loss
+    assert 0 < max(gaps) < 2**-9 / 0.1  # bfloat16 rounds by 2^-9, the logits are cosines over a temperature of 0.1
     state = weights(half, 6)
     assert all(t.dtype != torch.bfloat16 for t in state.values())  # the weights themselves stay fp32
 
