@@ -25,8 +25,8 @@ CHUNK_LOGITS = 4 * 2**20  # logits alive at a time: 16 MiB, which stays near the
 def dino_loss(z: Tensor, weight: Tensor, targets: Tensor, temperature: float = 0.1) -> Tensor:
     """The scalar loss. z [V, B, d], weight [K, d], targets [2, B, K] probabilities without gradient.
 
-    Under autocast the matrix products run in its precision; logsumexp is fp32, the last sums fp64. A weight that needs no
-    gradient costs none.
+    Under autocast the matrix products run in its precision; logsumexp is fp32, the last sums are fp64. A weight that
+    needs no gradient costs none.
     """
     return _DinoLoss.apply(z, weight, targets, temperature)
 
