@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 QUIET := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 JOBS ?= 2
 PYTEST = $(QUIET) $(PY) -m pytest
-TARGETS := demo test soak lint format bench clean
+TARGETS := demo test soak lint format bench builtin clean
 
 .PHONY: help $(TARGETS)
 
@@ -17,6 +17,7 @@ help:
 	@echo "make format  let ruff rewrite the files"
 	@echo "make bench   measure speed: a table, and build/bench.json"
 	@echo "make soak    the long tests: hours"
+	@echo "make builtin train the tower in the box again and put it into the package: an hour"
 	@echo "make clean   remove build products (not .venv, not runs)"
 
 demo: $(VENV)/.installed
@@ -26,7 +27,7 @@ test: $(VENV)/.installed-dev chromium
 	$(PYTEST) -n $(JOBS) $(ARGS)
 
 soak: $(VENV)/.installed-dev chromium
-	$(PYTEST) -o 'python_files=soak_*.py' -o timeout=0 $(ARGS)
+	$(PYTEST) -o 'python_files=soak_*.py' -o timeout=0 -s $(ARGS)
 
 lint: $(VENV)/.installed-dev types-tree
 	$(VENV)/bin/ruff check .
@@ -39,6 +40,10 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(PY) tests/benchmarks/run.py $(ARGS)
+
+builtin: $(VENV)/.installed-dev
+	$(VENV)/bin/dino-tower pretrain --preset builtin_scenes --data scenes --output runs/builtin_scenes --resume auto
+	$(PY) tests/setup/builtin.py runs/builtin_scenes
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -18,9 +18,10 @@ from dino_tower.errors import ConfigError, unknown
 
 # command -> (module:function, what it does). The function takes the words after the command; None or 0 is success.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "pretrain": ("dino_tower.pretrain.train:main", "train a vision tower on your own images"),
-    "show": ("dino_tower.cli:show", "draw a run as one HTML page: curves, alarms, pictures"),
-    "export": ("dino_tower.cli:export", "write a run's tower as a transformers directory"),
+    "pretrain": ("dino_tower.pretrain.command:main", "train a vision tower on your own images"),
+    "show": ("dino_tower.cli:show", "draw a run, or what a tower sees in your pictures, as one HTML page"),
+    "export": ("dino_tower.export_command:export", "write a run's tower for transformers, timm, ONNX, ..."),
+    "convert": ("dino_tower.export_command:convert", "write weights in another library's layout"),
     "demo": ("dino_tower.cli:demo", "train on built-in pictures and compare with an untrained tower"),
 }
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
@@ -98,27 +99,38 @@ def say_once(message: str, everywhere: bool = False) -> None:
 
 
 def show(argv: list[str]) -> None:
-    """`dino-tower show RUN [--output FILE]`: write the run's page and print its path."""
-    parser = OneLineParser(prog="dino-tower show", description="Draw a run as one self-contained HTML page.")
-    parser.add_argument("run", metavar="RUN", help="the directory that pretrain wrote")
-    parser.add_argument("--output", metavar="FILE", help="the page to write (default: RUN/report.html)")
-    options = parser.parse_args(argv)
+    """`dino-tower show RUN [--output FILE]`: write the run's page and print its path.
+
+    `dino-tower show TOWER IMAGE ... [--output DIR] [--size N|native]`: what a tower sees in pictures.
+    """
+    parser = OneLineParser(
+        prog="dino-tower show",
+        description="Draw a run as one self-contained HTML page, or what a tower sees in your pictures.",
+    )
+    parser.add_argument("tower", metavar="RUN|TOWER", help="the directory that pretrain wrote, or any tower")
+    parser.add_argument(
+        "images", metavar="IMAGE", nargs="*", default=[], help="pictures or folders to show to the tower"
+    )
+    parser.add_argument(
+        "--output", metavar="PATH", help="of a run: the page (RUN/report.html); of pictures: a directory (show/TOWER)"
+    )
+    parser.add_argument(
+        "--size", metavar="N|native", help="of pictures: pixels of the longer side as the tower sees it"
+    )
+    options = parser.parse_intermixed_args(argv)
+    if options.images:
+        from dino_tower.explorer import explore, parse_size, summary
+
+        print(summary(explore(options.tower, options.images, options.output, parse_size(options.size))))
+        return
+    if options.size is not None:
+        raise ConfigError("show: --size is for pictures; name them: dino-tower show TOWER IMAGE ... --size N")
+    given = Path(options.tower)
+    if (given / "config.json").is_file() or (":" in options.tower and not given.exists()):
+        raise ConfigError(f"{given} is a tower, not a run; name pictures too: dino-tower show {given} IMAGE ...")
     from dino_tower.run_page import write_run_page
 
-    print(write_run_page(options.run, options.output))
-
-
-def export(argv: list[str]) -> None:
-    """`dino-tower export RUN OUT [--weights student|teacher]`: write the tower and print where it went."""
-    parser = OneLineParser(prog="dino-tower export", description="Write a run's tower as a transformers directory.")
-    parser.add_argument("run", metavar="RUN", help="the directory that pretrain wrote")
-    parser.add_argument("out", metavar="OUT", help="the directory to write")
-    parser.add_argument("--weights", choices=("student", "teacher"), default="student")
-    options = parser.parse_args(argv)
-    from dino_tower.export import export_tower
-
-    export_tower(options.run, options.out, weights=options.weights)
-    print(options.out)
+    print(write_run_page(options.tower, options.output))
 
 
 def demo(argv: list[str]) -> int:

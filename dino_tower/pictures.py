@@ -50,11 +50,27 @@ def attention_picture(
     size: pixels of the longer side. Returns RGB with the proportions of the patch grid.
     """
     weights = _grid(attention.mean(0) if attention.ndim == 3 else attention)
-    # Full light is the 99th percentile (one artefact patch must not darken all others), but at least three times the
-    # mean: attention spread evenly over the picture, as before training, must look dim everywhere, not bright.
-    top = max(float(weights.quantile(0.99)), 3 * float(weights.mean()))
-    picture = _glow(image, weights / top if top > 0 else weights * 0, "inferno", size)
+    picture = _glow(image, attention_light(weights), "inferno", size)
     return _outline(picture, mass_mask(weights, keep)) if contour else picture
+
+
+def attention_light(weights: Tensor) -> Tensor:
+    """How bright each patch of an attention map [h, w] is drawn: 0..1, same shape.
+
+    Full light is the 99th percentile (one artefact patch must not darken all others), but at least three times the
+    mean: attention spread evenly over the picture, as before training, must look dim everywhere, not bright.
+    """
+    top = max(float(weights.quantile(0.99)), 3 * float(weights.mean()))
+    return (weights / top).clamp(0, 1) if top > 0 else torch.zeros_like(weights)
+
+
+def heads_picture(image: Image.Image, attention: Tensor, keep: float = 0.6, size: int = 256) -> Image.Image:
+    """Attention [heads, h, w] as a sheet: the mean of the heads, then each head with its number, outlined as above."""
+    maps = [attention.mean(0), *attention]
+    names = ["mean", *map(str, range(1, len(attention) + 1))]
+    cells = [_named(attention_picture(image, one, keep, size), name) for one, name in zip(maps, names, strict=True)]
+    columns = min(len(cells), 7 if len(cells) <= 7 else 5)
+    return sheet([cells[i : i + columns] for i in range(0, len(cells), columns)])
 
 
 def similarity_picture(
@@ -113,17 +129,49 @@ def pca_scores(patches: Tensor, basis: PcaBasis) -> Tensor:
     return (patches.detach().double().cpu() - basis.mean) @ basis.components.T
 
 
-def pca_picture(patches: Tensor, basis: PcaBasis, size: int = 256) -> Image.Image:
-    """Features as colours: patches [h, w, D] -> RGB, one flat square a patch, `size` pixels the longer side.
+def pca_colours(patches: Tensor, basis: PcaBasis) -> np.ndarray:
+    """Features as colours: patches [..., D] -> uint8 [..., 3], the three directions as red, green and blue.
 
     Where a direction carries no variance at all (collapsed features) it is shown as its middle: grey, which is true.
     """
     spread = basis.high - basis.low
-    # Not compared with 0: rounding in a collapsed network must not be stretched into a colourful picture.
-    carries = spread > 1e-6 * basis.mean.norm().clamp(min=1e-6)
+    carries = _carries(basis)
     shown = torch.where(carries, (pca_scores(patches, basis) - basis.low) / torch.where(carries, spread, 1.0), 0.5)
-    pixels = (shown.clamp(0, 1) * 255).round().byte().numpy()
-    return Image.fromarray(pixels).resize(_pixels(patches.shape[0], patches.shape[1], size), Image.Resampling.NEAREST)
+    return (shown.clamp(0, 1) * 255).round().byte().numpy()
+
+
+def pca_picture(patches: Tensor, basis: PcaBasis, size: int = 256) -> Image.Image:
+    """`pca_colours` of patches [h, w, D] as a picture: one flat square a patch, `size` pixels the longer side."""
+    grid = _pixels(patches.shape[0], patches.shape[1], size)
+    return Image.fromarray(pca_colours(patches, basis)).resize(grid, Image.Resampling.NEAREST)
+
+
+def foreground(patches: Sequence[Tensor], basis: PcaBasis) -> list[Tensor]:
+    """The first direction of the basis cut in two: patches [h, w, D] each -> [h, w] each, above 0 in the foreground.
+
+    The cut is Otsu's (between the two halves that differ most) over all pictures. Which side is the foreground is not
+    in the features: it is the side that keeps off the borders of the pictures. 1 is the whole range of the direction.
+    Collapsed features have no two sides: zeros.
+    """
+    if not bool(_carries(basis)[0]):
+        return [torch.zeros(part.shape[:2]) for part in patches]
+    scores = [pca_scores(part, basis)[..., 0] for part in patches]
+    cut = _otsu(torch.cat([part.flatten() for part in scores]).numpy())
+    edge = torch.cat([torch.cat([s[0], s[-1], s[:, 0], s[:, -1]]) for s in scores])
+    inside = torch.cat([s[1:-1, 1:-1].flatten() for s in scores])
+    share = float((inside > cut).double().mean()) if len(inside) else 1.0
+    sign = 1 if float((edge > cut).double().mean()) <= share else -1
+    return [(sign * (part - cut) / float(basis.high[0] - basis.low[0])).float() for part in scores]
+
+
+def foreground_picture(image: Image.Image, scores: Tensor, size: int = 256) -> Image.Image:
+    """The foreground (`foreground`, [h, w]) as it is, the rest faded to white."""
+    h, w = scores.shape
+    whole = _pixels(h, w, size)
+    smooth = Image.fromarray(_grid(scores).numpy()).resize(whole, Image.Resampling.BICUBIC)
+    kept = np.clip(np.asarray(smooth) / 0.04 + 0.5, 0, 1)[..., None] * 0.88 + 0.12  # an edge that is not a staircase
+    seen = np.asarray(image.convert("RGB").resize(whole, Image.Resampling.BICUBIC), dtype=np.float32)
+    return Image.fromarray((seen * kept + 255 * (1 - kept)).round().astype(np.uint8))
 
 
 def sheet(
@@ -149,6 +197,34 @@ def sheet(
             corner = gap + c * (width + gap), head + gap + r * (height + gap)
             whole.paste(picture, (corner[0] + (width - picture.width) // 2, corner[1] + (height - picture.height) // 2))
     return whole
+
+
+def _carries(basis: PcaBasis) -> Tensor:
+    """Which of the directions carry anything, bool [3]. Not compared with 0: rounding in a collapsed network must not
+    be stretched into a colourful picture."""
+    return (basis.high - basis.low) > 1e-6 * basis.mean.norm().clamp(min=1e-6)
+
+
+def _otsu(values: np.ndarray, bins: int = 256) -> float:
+    """The threshold between the two groups of values [n] whose means differ most for their sizes."""
+    counts, edges = np.histogram(values, bins)
+    centres = (edges[:-1] + edges[1:]) / 2
+    below, total = counts.cumsum(), (counts * centres).cumsum()
+    above = below[-1] - below
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (total / below - (total[-1] - total) / above) ** 2
+    best = np.nan_to_num(between)
+    return float(edges[1:][best >= best.max()].mean())  # the middle where a gap makes many cuts equally good
+
+
+def _named(picture: Image.Image, name: str) -> Image.Image:
+    """The picture with a short name in its corner."""
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(13)
+    box = draw.textbbox((9, 6), name, font=font)
+    draw.rounded_rectangle((box[0] - 5, box[1] - 3, box[2] + 5, box[3] + 3), 4, fill=(0, 0, 0))
+    draw.text((9, 6), name, fill=(255, 255, 255), font=font)
+    return picture
 
 
 def _parts(patches: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:

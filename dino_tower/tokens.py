@@ -1,17 +1,23 @@
-"""What a vision model of transformers says about an image: class token and patch tokens, after the final norm.
+"""What an encoder says about pictures: class token and patch tokens of any layer, attention, keys.
 
-Shapes: B images, h x w the patch grid, D features.
+Every function takes a vision model of transformers, timm or torchvision that has an entry in
+`dino_tower.families.FAMILIES`, and normalised pixels [B, 3, H, W] whose H and W are multiples of the patch.
+Shapes: B images, h x w the patch grid, T = prefix + h w tokens, D features in heads of d each.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
-from dino_tower.errors import unknown
+from dino_tower.errors import ConfigError
+from dino_tower.families import FAMILIES, family_name, family_of
+from dino_tower.families.family import Family, Model, inputs_of
+
+__all__ = ["FAMILIES", "Tokens", "last_attention", "last_keys", "layers", "patch_size", "tokens", "width"]
 
 
 class Tokens(NamedTuple):
@@ -26,86 +32,115 @@ class Tokens(NamedTuple):
         return self.cls if self.cls is not None else self.patches.mean((1, 2))
 
 
-def _with_prefix(model: PreTrainedModel, pixels: Tensor) -> Tokens:
-    """Dinov2, Dinov2WithRegisters, DINOv3ViT: [CLS, registers, patches], already normed."""
-    hidden = model(pixels).last_hidden_state
-    prefix = 1 + getattr(model.config, "num_register_tokens", 0)
-    return Tokens(_grid(hidden[:, prefix:], pixels, model.config.patch_size), hidden[:, 0])
+def tokens(model: Model, pixels: Tensor) -> Tokens:
+    """The tokens after the final norm. Differentiable. Raises ConfigError for a class that is not in FAMILIES."""
+    family = family_of(model)
+    return _split(family, model, family.forward(model, pixels), pixels)
 
 
-def _siglip(model: PreTrainedModel, pixels: Tensor) -> Tokens:
-    hidden = model(pixels, interpolate_pos_encoding=_resized(model, pixels)).last_hidden_state
-    return Tokens(_grid(hidden, pixels, model.config.patch_size), None)
+def layers(model: Model, pixels: Tensor, which: int | Sequence[int], norm: bool = True) -> list[Tokens]:
+    """The tokens of several layers from one forward, in the order asked for.
 
-
-def _clip(model: PreTrainedModel, pixels: Tensor) -> Tokens:
-    hidden = model(pixels, interpolate_pos_encoding=_resized(model, pixels)).last_hidden_state
-    norm: torch.nn.Module = model.get_submodule("post_layernorm")
-    hidden = norm(hidden)  # the class norms its CLS only
-    return Tokens(_grid(hidden[:, 1:], pixels, model.config.patch_size), hidden[:, 0])
-
-
-def _resnet(model: PreTrainedModel, pixels: Tensor) -> Tokens:
-    return Tokens(model(pixels).last_hidden_state.permute(0, 2, 3, 1), None)
-
-
-FAMILIES = {
-    "dinov2": _with_prefix,
-    "dinov2_with_registers": _with_prefix,
-    "dinov3_vit": _with_prefix,
-    "siglip_vision_model": _siglip,
-    "clip_vision_model": _clip,
-    "resnet": _resnet,
-}
-
-
-def tokens(model: PreTrainedModel, pixels: Tensor) -> Tokens:
-    """The tokens of normalised pixels [B, 3, H, W] (H and W multiples of the patch). Differentiable.
-
-    Raises ConfigError for a class that has no entry in FAMILIES.
+    which: the last so many layers, or their numbers: 0 is what enters the first block, i what block i gives, -1 the
+    last. norm: apply the encoder's final norm to each, as DINOv2's get_intermediate_layers does; without it they are
+    transformers' hidden_states. A convolutional network has stages instead, whose grids and widths differ, and its
+    norm fits the last of them only. Raises ConfigError for a layer that is not there.
     """
-    family = model.config.model_type
-    if family not in FAMILIES:
-        raise unknown("tower family", family, FAMILIES)
-    return FAMILIES[family](model, pixels)
-
-
-def patch_size(model: PreTrainedModel) -> int:
-    """Pixels along one side of a patch; for a convolutional network its total stride."""
-    if model.config.model_type == "resnet":
-        return 4 * 2 ** (len(model.config.depths) - 1) * (2 if model.config.downsample_in_first_stage else 1)
-    size = model.config.patch_size
-    return size if isinstance(size, int) else size[0]
-
-
-def width(model: PreTrainedModel) -> int:
-    """Features of one token."""
-    return model.config.hidden_sizes[-1] if model.config.model_type == "resnet" else model.config.hidden_size
-
-
-def _grid(patches: Tensor, pixels: Tensor, patch: int) -> Tensor:
-    height, width = pixels.shape[-2] // patch, pixels.shape[-1] // patch
-    return patches.unflatten(1, (height, width))
-
-
-def _resized(model: PreTrainedModel, pixels: Tensor) -> bool:
-    return tuple(pixels.shape[-2:]) != (model.config.image_size,) * 2
+    family = family_of(model)
+    blocks = list(family.blocks(model))
+    numbers = [_layer(n, len(blocks)) for n in (range(-which, 0) if isinstance(which, int) else which)]
+    seen: dict[int, Tensor] = {}
+    hooks = [_note_output(blocks[n - 1], seen, n) for n in set(numbers) if n]
+    hooks += [_note_input(blocks[0], seen)] if 0 in numbers else []
+    try:
+        family.forward(model, pixels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    fits = [norm and (seen[n].ndim == 3 or n == len(blocks)) for n in numbers]
+    found = [family.norm(model, seen[n]) if fit else seen[n] for n, fit in zip(numbers, fits, strict=True)]
+    return [_split(family, model, hidden, pixels) for hidden in found]
 
 
 @torch.no_grad()
-def last_attention(model: PreTrainedModel, pixels: Tensor) -> Tensor:
+def last_attention(model: Model, pixels: Tensor) -> Tensor:
     """Attention of the class token to the patches in the last block: [B, heads, h, w], summing to less than 1.
 
-    Needs a model loaded with attn_implementation="eager" and a class token; raises ValueError otherwise.
+    Of an encoder that pools with a learned query instead (SigLIP), the attention of that query, summing to 1.
+    Raises ConfigError for an encoder that has neither.
     """
-    family = model.config.model_type
-    if family in ("resnet", "siglip_vision_model"):
-        raise ValueError(f"a {family} has no class token whose attention could be drawn")
-    sizes = {"interpolate_pos_encoding": _resized(model, pixels)} if family == "clip_vision_model" else {}
-    attentions = model(pixels, output_attentions=True, **sizes).attentions
-    if not attentions or attentions[-1] is None:
-        raise ValueError('attention maps need attn_implementation="eager"')
-    prefix = 1 + getattr(model.config, "num_register_tokens", 0)
-    patch = patch_size(model)
-    grid = (pixels.shape[-2] // patch, pixels.shape[-1] // patch)
-    return attentions[-1][:, :, 0, prefix:].unflatten(-1, grid)
+    family = family_of(model)
+    attention = _last_attention_module(family, model)
+    if not family.has_cls(model):
+        patches = _split(family, model, family.forward(model, pixels), pixels).patches
+        weights = family.pooling(model, patches.flatten(1, 2))
+        if weights is None:
+            raise ConfigError(
+                f"a {family_name(model)} without class token and pooling head has no attention that could be drawn"
+            )
+        return weights.unflatten(-1, patches.shape[1:3])
+    assert family.weights is not None
+    weights = family.weights(model, attention, lambda: family.forward(model, pixels))
+    return weights[:, :, 0, family.prefix(model) :].unflatten(-1, _grid(family, model, pixels))
+
+
+@torch.no_grad()
+def last_keys(model: Model, pixels: Tensor) -> Tensor:
+    """Keys of the patches in the last block [B, heads, h, w, d], before any rotation by position: what LOST and
+    TokenCut compare patches by. Raises ConfigError for an encoder without self-attention."""
+    family = family_of(model)
+    attention = _last_attention_module(family, model)
+    assert family.keys is not None
+    with inputs_of(attention) as seen:
+        family.forward(model, pixels)
+    keys = family.keys(attention, seen[0])[:, family.prefix(model) :]
+    return keys.unflatten(1, _grid(family, model, pixels)).movedim(3, 1)
+
+
+def patch_size(model: Model) -> int:
+    """Pixels along one side of a patch; for a convolutional network its total stride."""
+    return family_of(model).patch(model)
+
+
+def width(model: Model) -> int:
+    """Features of one token."""
+    return family_of(model).width(model)
+
+
+def _last_attention_module(family: Family, model: Model) -> nn.Module:
+    if family.attention is None:
+        raise ConfigError(f"a {family_name(model)} is convolutional: it has no attention and no keys")
+    return family.attention(list(family.blocks(model))[-1])
+
+
+def _layer(number: int, depth: int) -> int:
+    if not -depth - 1 <= number <= depth:
+        raise ConfigError(f"no layer {number}: this encoder has {depth}; choices: {-depth - 1} to {depth}")
+    return number % (depth + 1)
+
+
+def _note_output(block: nn.Module, seen: dict[int, Tensor], number: int) -> torch.utils.hooks.RemovableHandle:
+    def note(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        seen[number] = output[0] if isinstance(output, tuple) else output
+
+    return block.register_forward_hook(note)
+
+
+def _note_input(block: nn.Module, seen: dict[int, Tensor]) -> torch.utils.hooks.RemovableHandle:
+    def note(_: nn.Module, args: tuple[Any, ...]) -> None:
+        seen[0] = args[0]
+
+    return block.register_forward_pre_hook(note)
+
+
+def _grid(family: Family, model: Model, pixels: Tensor) -> tuple[int, int]:
+    patch = family.patch(model)
+    return pixels.shape[-2] // patch, pixels.shape[-1] // patch
+
+
+def _split(family: Family, model: Model, hidden: Tensor, pixels: Tensor) -> Tokens:
+    """[B, T, D] or [B, D, h, w] to tokens."""
+    if hidden.ndim == 4:
+        return Tokens(hidden.movedim(1, -1), None)
+    patches = hidden[:, family.prefix(model) :].unflatten(1, _grid(family, model, pixels))
+    return Tokens(patches, hidden[:, 0] if family.has_cls(model) else None)

@@ -72,6 +72,7 @@ def facts(config: Config, plan: Plan, world: int) -> dict[str, object]:
         "steps": plan.steps,
         "steps_per_epoch": plan.steps_per_epoch,
         "global_batch": plan.global_batch,
+        "images": plan.images,
         "resolved": to_tree(config),
     }
 

@@ -31,7 +31,7 @@ class Centre(nn.Module):
     @torch.no_grad()
     def targets(self, teacher: Tensor, temperature: float) -> Tensor:
         """Teacher logits [..., K] to probabilities of the same shape: softmax((t - c) / temperature)."""
-        return ((teacher.float() - self.centre) / temperature).softmax(-1)
+        return (teacher.float() - self.centre).div_(temperature).softmax(-1)
 
     @torch.no_grad()
     def observe(self, teacher: Tensor) -> None:

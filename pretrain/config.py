@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
@@ -53,7 +54,7 @@ def read_config(argv: Sequence[str]) -> Config:
     if not asked.output and not asked.print_config:
         raise ConfigError("command line: --output DIR is missing: where the run is to be written")
     saved = Path(asked.output or ".") / "config.yaml"
-    if asked.resume != "no" and asked.output and saved.is_file():
+    if asked.resume != "no" and asked.output and os.path.isfile(saved):  # noqa: PTH113 (False for an impossible name)
         return _continue(saved, words, asked)
     if not asked.data:
         raise ConfigError("command line: --data SOURCE is missing: a folder, hf:NAME, tar:PATTERN, a list, or scenes")
@@ -66,15 +67,22 @@ def _continue(saved: Path, words: Tree, asked: Config) -> Config:
     run = from_tree(Config(), read_yaml(saved), str(saved))
     kept = from_tree(run, {k: v for k, v in words.items() if k != "preset"}, "command line")
     if "preset" in words and asked.preset != run.preset:
-        raise ConfigError(f"{saved}: this run was started with --preset {run.preset}, not {asked.preset}")
+        raise ConfigError(
+            f"{saved}: this run was started with --preset {run.preset}, not {asked.preset}; leave --preset out"
+        )
     for key, old, new in differences(run, kept):
-        if not key.startswith(FREE_ON_RESUME):
+        if must_stay(key):
             raise ConfigError(
                 f"{saved}: this run has {key} {old!r}, not {new!r}; leave --{key.replace('_', '-')} out to go on, "
                 "or start a new run in another --output"
             )
     check(kept)
     return kept
+
+
+def must_stay(key: str) -> bool:
+    """Whether a setting, by its dotted key, has to be the same in a run and its continuation."""
+    return not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
 
 
 def differences(a: object, b: object, prefix: str = "") -> list[tuple[str, object, object]]:
@@ -91,26 +99,32 @@ def differences(a: object, b: object, prefix: str = "") -> list[tuple[str, objec
 
 def check(config: Config) -> None:
     """Raise ConfigError, naming the key, for values that no run can use."""
-    positive = {
-        "epochs": config.epochs, "batch_size": config.batch_size, "checkpoint_every": config.checkpoint_every,
-        "compute.accumulate": config.compute.accumulate, "monitor.log_every": config.monitor.log_every,
-        "head.prototypes": config.head.prototypes, "head.hidden": config.head.hidden,
-        "head.bottleneck": config.head.bottleneck, "steps": 1 if config.steps is None else config.steps,
-        "loss.student_temp": config.loss.student_temp, "loss.teacher_temp": config.loss.teacher_temp,
-        "loss.teacher_temp_start": config.loss.teacher_temp_start, "faults.keep_last": config.faults.keep_last,
+    model, head, loss, optim = config.model, config.head, config.loss, config.optim
+    positive: dict[str, float | None] = {
+        "epochs": config.epochs, "steps": config.steps, "batch_size": config.batch_size,
+        "checkpoint_every": config.checkpoint_every, "compute.accumulate": config.compute.accumulate,
+        "monitor.log_every": config.monitor.log_every, "faults.keep_last": config.faults.keep_last,
+        "model.width": model.width, "model.depth": model.depth, "model.heads": model.heads,
+        "head.prototypes": head.prototypes, "head.hidden": head.hidden, "head.bottleneck": head.bottleneck,
+        "loss.student_temp": loss.student_temp, "loss.teacher_temp": loss.teacher_temp,
+        "loss.teacher_temp_start": loss.teacher_temp_start, "source.window": config.source.window,
+        "source.max_samples": config.source.max_samples,
     }  # fmt: skip
-    not_negative = {
-        "workers": config.workers, "optim.base_lr": config.optim.base_lr, "optim.min_lr": config.optim.min_lr,
-        "optim.warmup_epochs": config.optim.warmup_epochs, "optim.clip": config.optim.clip, "seed": config.seed,
-        "head.freeze_epochs": config.head.freeze_epochs, "monitor.minutes": config.monitor.minutes,
-        "loss.teacher_temp_warmup": config.loss.teacher_temp_warmup, "faults.keep_every": config.faults.keep_every,
+    not_negative: dict[str, float] = {
+        "workers": config.workers, "seed": config.seed, "optim.base_lr": optim.base_lr, "optim.min_lr": optim.min_lr,
+        "optim.warmup_epochs": optim.warmup_epochs, "optim.clip": optim.clip, "head.freeze_epochs": head.freeze_epochs,
+        "optim.weight_decay": optim.weight_decay, "optim.weight_decay_end": optim.weight_decay_end,
+        "loss.teacher_temp_warmup": loss.teacher_temp_warmup, "monitor.minutes": config.monitor.minutes,
+        "monitor.knn_images": config.monitor.knn_images, "monitor.pictures": config.monitor.pictures,
+        "faults.keep_every": config.faults.keep_every, "faults.max_skipped": config.faults.max_skipped,
+        "faults.max_bad_steps": config.faults.max_bad_steps, "faults.max_rollbacks": config.faults.max_rollbacks,
     }  # fmt: skip
-    shares = {
+    shares: dict[str, float] = {
         "teacher.momentum": config.teacher.momentum, "teacher.momentum_end": config.teacher.momentum_end,
-        "loss.centre_momentum": config.loss.centre_momentum, "model.drop_path": config.model.drop_path,
+        "loss.centre_momentum": loss.centre_momentum, "model.drop_path": model.drop_path,
     }  # fmt: skip
     for key, value in positive.items():
-        if value <= 0:
+        if value is not None and value <= 0:
             raise ConfigError(f"{key} is {value}; it must be above 0")
     for key, value in not_negative.items():
         if value < 0:
@@ -118,5 +132,10 @@ def check(config: Config) -> None:
     for key, value in shares.items():
         if not 0 <= value <= 1:
             raise ConfigError(f"{key} is {value}; it must lie between 0 and 1")
-    if (config.pixels.mean is None) != (config.pixels.std is None):
+    if config.seed >= 2**63:
+        raise ConfigError(f"seed is {config.seed}; it must be below 2^63")
+    mean, std = config.pixels.mean, config.pixels.std
+    if (mean is None) != (std is None):
         raise ConfigError("pixels.mean and pixels.std belong together; give both or neither")
+    if std is not None and min(std) <= 0:
+        raise ConfigError(f"pixels.std is {std}; each must be above 0")

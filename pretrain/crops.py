@@ -22,16 +22,30 @@ import numpy as np
 from PIL import Image
 
 from dino_tower.errors import ConfigError, unknown
-from dino_tower.pretrain.crops_exact import exact_source, exact_view
-from dino_tower.pretrain.crops_fast import DECODING_GAP, fast_source, fast_view
 
-# name: (RGB picture -> what the views are cut from, (that, view) -> uint8 [S, S, 3])
-BACK_ENDS: dict[str, tuple[Callable[[Image.Image], Any], Callable[..., np.ndarray]]] = {
-    "fast": (fast_source, fast_view),
-    "exact": (exact_source, exact_view),
-}
+# RGB picture -> what the views are cut from; (that, view) -> uint8 [S, S, 3]
+BackEnd = tuple[Callable[[Image.Image], Any], Callable[..., np.ndarray]]
+
+
+def _fast() -> BackEnd:
+    from dino_tower.pretrain.crops_fast import fast_source, fast_view
+
+    return fast_source, fast_view
+
+
+def _exact() -> BackEnd:
+    from dino_tower.pretrain.crops_exact import exact_source, exact_view
+
+    return exact_source, exact_view
+
+
+# Imported when first used: a mistake in a run's settings is answered before torch and OpenCV have loaded.
+BACK_ENDS: dict[str, Callable[[], BackEnd]] = {"fast": _fast, "exact": _exact}
 JITTERS = ("brightness", "contrast", "saturation", "hue")
 ORDERS = tuple(itertools.permutations(range(4)))
+# How many times the size of its view a crop keeps when the JPEG decoder reduces the picture. This is what the smallest
+# possible crop keeps; most keep far more.
+DECODING_GAP = 2
 TRIES = 10  # torchvision's RandomResizedCrop gives up after ten boxes and takes the central one
 
 # One row of uniform numbers per view, always of this width: switching one operation off, or another size of picture,
@@ -177,7 +191,7 @@ def make_views(image: Image.Image, views: Sequence[View], config: CropsConfig) -
     """Apply the decisions to an RGB picture: one contiguous uint8 array [S, S, 3] per view, in their order."""
     if image.mode != "RGB":
         raise ValueError(f"crops need a picture in mode RGB, not {image.mode!r}: read it with images.read_image")
-    prepare, apply = BACK_ENDS[config.back_end]
+    prepare, apply = BACK_ENDS[config.back_end]()
     source = prepare(image)
     return [apply(source, view) for view in views]
 

@@ -28,8 +28,6 @@ BLUR_PASSES = 3  # PIL's GaussianBlur
 # How many times the size of its view a crop keeps when squares of pixels are averaged before the bicubic filter. At 3
 # it is 0.2 to 0.4 grey levels from doing without, at 2 up to 0.8, at 1 it would be 1.5.
 REDUCING_GAP = 3
-# The same for the JPEG decoder: a better filter, and 2 is what the smallest possible crop keeps; most keep far more.
-DECODING_GAP = 2
 
 # The public name, F.interpolate, spends 10 microseconds on checking arguments: a fifth of a small view.
 _resize = torch.ops.aten._upsample_bicubic2d_aa.default

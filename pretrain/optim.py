@@ -45,11 +45,11 @@ def clip_per_parameter(named: Named, limit: float) -> Tensor:
     for name, p in named:
         if p.grad is not None:
             units.setdefault(re.sub(r"\b[qkv]_proj\b", "qkv", name), []).append(p.grad)
-    norms = [torch.stack(torch._foreach_norm(grads)).norm() for grads in units.values()]
-    factors = [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
-    for grads, factor in zip(units.values(), factors, strict=True):
-        torch._foreach_mul_(grads, factor)
-    return torch.stack(norms).norm()
+    norms = torch.stack([torch.stack(torch._foreach_norm(grads)).norm() for grads in units.values()])
+    for grads, factor in zip(units.values(), (limit / (norms + 1e-6)).tolist(), strict=True):
+        if factor < 1:  # in most steps no gradient is above the limit: nothing to write
+            torch._foreach_mul_(grads, factor)
+    return norms.norm()
 
 
 def clip_global(named: Named, limit: float) -> Tensor:

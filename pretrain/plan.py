@@ -22,6 +22,7 @@ class Plan:
     steps: int
     steps_per_epoch: int
     global_batch: int
+    images: int
     peak_lr: float
     compression: float
     """Share of the recipe's length that is run; at most 1."""
@@ -79,6 +80,7 @@ def make_plan(config: Config, images: int, world: int) -> Plan:
         steps=steps,
         steps_per_epoch=steps_per_epoch,
         global_batch=global_batch,
+        images=images,
         peak_lr=peak,
         compression=compression,
         frozen_steps=to_steps(config.head.freeze_epochs),

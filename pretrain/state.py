@@ -1,13 +1,15 @@
 """What a run needs to go on as if it had never stopped: two networks, the centre, the optimiser, the place in the data.
 
 A checkpoint folder holds `student/` and `teacher/` as transformers directories, `heads.safetensors` (both heads and
-the centre), `optimizer.safetensors` and `state.json`. Any number of processes can resume it.
+the centre), `optimizer.safetensors`, `state.json` and `digests.json` (SHA-256 of all of them). Any number of processes
+can resume it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dino_tower import __version__
-from dino_tower.checkpoint import load_tensors, read_json, save_tensors
+from dino_tower.checkpoint import check_digests, checkpoints, load_tensors, read_json, save_tensors, write_digests
+from dino_tower.config import from_tree
 from dino_tower.errors import ConfigError
 from dino_tower.pretrain.centre import Centre
+from dino_tower.pretrain.config import differences, must_stay
+from dino_tower.pretrain.settings import Config
 from dino_tower.pretrain.student_teacher import Network
+
+FORMAT = 1  # of a checkpoint folder; another number is refused
 
 
 @dataclass
@@ -31,6 +38,8 @@ class Position:
     step: int = 0
     data_offset: int = 0
     rollbacks: int = 0
+    bad_in_a_row: int = 0
+    """Steps up to here that changed nothing because something was not finite."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,8 @@ class Trained:
     teacher: Network
     centre: Centre
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None = None
+    """Of fp16."""
 
 
 def snapshot(trained: Trained, position: Position, processor: Any, facts: dict[str, Any]) -> Callable[[Path], None]:
@@ -51,7 +62,8 @@ def snapshot(trained: Trained, position: Position, processor: Any, facts: dict[s
              for k, v in net.head.state_dict().items()}  # fmt: skip
     heads = _copy({**heads, **{f"centre.{k}": v for k, v in trained.centre.state_dict().items()}})
     optimizer = _copy(_optimizer_tensors(trained))
-    state = {"version": __version__, **facts, **asdict(position)}
+    scaler = trained.scaler.state_dict() if trained.scaler is not None else None
+    state = {"format": FORMAT, "version": __version__, **facts, **asdict(position), "scaler": scaler}
 
     def write(folder: Path) -> None:
         for who, model in backbones.items():
@@ -60,21 +72,55 @@ def snapshot(trained: Trained, position: Position, processor: Any, facts: dict[s
         save_tensors(folder / "heads.safetensors", heads)
         save_tensors(folder / "optimizer.safetensors", optimizer)
         (folder / "state.json").write_text(json.dumps(state, indent=1))
+        write_digests(folder)
 
     return write
 
 
-def restore(trained: Trained, folder: Path, global_batch: int) -> Position:
+def restore(trained: Trained, folder: Path, config: Config, global_batch: int) -> Position:
     """Load a checkpoint into the networks, the centre and the optimiser.
 
-    Raises ConfigError naming the damaged part, and for another global batch: its steps would be other steps.
+    Raises ConfigError naming the damaged part, for the checkpoint of a run with other settings, and for another global
+    batch: its steps would be other steps.
     """
+    with _saying_what_is_left(folder):
+        check_digests(folder)
     state = read_json(folder / "state.json")
-    if state.get("global_batch") != global_batch:
+    if state.get("format") != FORMAT:
         raise ConfigError(
-            f"{folder}: written with a global batch of {state.get('global_batch')}, not {global_batch}; choose "
+            f"{folder}: written by dino-tower {state.get('version')} in format {state.get('format')}; this is "
+            f"{__version__}, which reads format {FORMAT}: continue with the version that wrote it"
+        )
+    if state["global_batch"] != global_batch:
+        raise ConfigError(
+            f"{folder}: written with a global batch of {state['global_batch']}, not {global_batch}; choose "
             "--batch-size and --compute.accumulate so that their product with the number of processes is the same"
         )
+    for key, theirs, ours in differences(from_tree(Config(), state["resolved"], str(folder / "state.json")), config):
+        if must_stay(key) and key not in ("data", "init_from"):  # places of files may change, with config.yaml
+            raise ConfigError(
+                f"{folder}: written by a run with {key} {theirs!r}, not {ours!r}: config.yaml was changed, or the "
+                "checkpoint is of another run; put back what belongs here"
+            )
+    with _saying_what_is_left(folder):
+        _load(trained, folder)
+    if trained.scaler is not None and state["scaler"]:
+        trained.scaler.load_state_dict(state["scaler"])
+    return Position(**{key: state[key] for key in vars(Position())})
+
+
+@contextmanager
+def _saying_what_is_left(folder: Path) -> Iterator[None]:
+    """What is wrong with a checkpoint, and the one before it that a run could go on from."""
+    try:
+        yield
+    except ConfigError as error:
+        older = [path for path in checkpoints(folder.parent) if path != folder]
+        way = f"delete {folder} to go on from {older[-1].name}" if older else "no other checkpoint is left: start anew"
+        raise ConfigError(f"{error}; {way}") from None
+
+
+def _load(trained: Trained, folder: Path) -> None:
     load_backbone(trained.student.backbone, folder / "student")
     load_backbone(trained.teacher.backbone, folder / "teacher")
     heads = load_tensors(folder / "heads.safetensors")
@@ -87,7 +133,14 @@ def restore(trained: Trained, folder: Path, global_batch: int) -> Position:
         part = {k.removeprefix(f"{who}."): v for k, v in heads.items() if k.startswith(f"{who}.")}
         _load_strictly(module, part, folder / "heads.safetensors")
     _restore_optimizer(trained, load_tensors(folder / "optimizer.safetensors"))
-    return Position(state["step"], state["data_offset"], state["rollbacks"])
+
+
+def changed_data(folder: Path, images: int) -> str | None:
+    """A note for a run whose data has lost or gained images since a checkpoint was written."""
+    before = read_json(folder / "state.json").get("images")
+    if before == images:
+        return None
+    return f"note         the data has {images} images and had {before}: from here on their order is another one"
 
 
 def load_backbone(backbone: PreTrainedModel, source: str | Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -61,10 +62,12 @@ class Student(nn.Module):
         z = self.network.project(views)
         last = self.network.head.last_layer
         if not frozen:
-            return dino_loss(z, last.weight(), targets, self.temperature)
-        loss = dino_loss(z, last.weight().detach(), targets, self.temperature)
-        # DDP waits for a gradient of every parameter: zeros, which the loop drops
-        return loss + 0.0 * sum(p.sum() for p in last.parameters() if p.requires_grad)
+            return dino_loss(z, last.weight_v, targets, self.temperature, last.weight_g)
+        loss = dino_loss(z, last.weight_v.detach(), targets, self.temperature, last.weight_g.detach())
+        if dist.is_available() and dist.is_initialized():
+            # DDP waits for a gradient of every parameter: zeros, which the loop drops
+            loss = loss + 0.0 * sum(p.sum() for p in last.parameters() if p.requires_grad)
+        return loss
 
 
 def make_teacher(network: Network) -> Network:

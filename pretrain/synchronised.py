@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, nn
+
+from dino_tower.errors import ConfigError
+from dino_tower.sources.workers import LostWorker
 
 
 class _AllReducedBatchNorm:
@@ -59,6 +62,16 @@ def synchronise_batch_norm(module: nn.Module) -> None:
             child.__class__ = _AllReducedBatchNorm2d
 
 
+def lost_process(error: RuntimeError) -> ConfigError | None:
+    """What to tell the user if this is how a process learns that another one of its job, or a worker, has ended."""
+    if "DataLoader worker" in str(error):  # torch raises it wherever the program is when the signal comes
+        return LostWorker()
+    lost = dist.is_available() and isinstance(error, dist.DistError)
+    if lost or "gloo" in str(error) or "onnection closed by peer" in str(error):
+        return ConfigError("another process of this run has ended; go on with --resume")
+    return None
+
+
 class Agreement:
     """Small all-reduces; without several processes each is the value itself."""
 
@@ -81,3 +94,22 @@ class Agreement:
         tensor = torch.tensor(list(row.values()), dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return dict(zip(row, (tensor / dist.get_world_size()).tolist(), strict=True))
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, in the order of their ranks."""
+        if not self.joint:
+            return [value]
+        values: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value)
+        return values
+
+    def together(self, work: Callable[[], None] | None) -> None:
+        """Do `work` on the process that has it; a ConfigError there is raised on all, so that none waits for it."""
+        failure = None
+        try:
+            if work is not None:
+                work()
+        except ConfigError as error:
+            failure = error
+        if any(self.any(failure is not None)):
+            raise failure or ConfigError("the first process cannot go on")

@@ -9,8 +9,11 @@ of the old centre -> backward -> clip -> hold the prototypes while they are froz
 from __future__ import annotations
 
 import logging
+import os
+import shlex
 from collections.abc import Generator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +21,7 @@ import transformers
 from accelerate import Accelerator
 
 from dino_tower.alarms import Alarms, collapse_rules
-from dino_tower.checkpoint import BackgroundWriter, prune, replace_text, write_atomically
+from dino_tower.checkpoint import BackgroundWriter, checkpoints, read_json
 from dino_tower.config import print_help, to_yaml
 from dino_tower.errors import ConfigError
 from dino_tower.images import processor_for
@@ -31,13 +34,13 @@ from dino_tower.pretrain.networks import make_networks
 from dino_tower.pretrain.optim import CLIP, OPTIMISERS, parameter_groups, set_rates
 from dino_tower.pretrain.pixels import Normalise, mean_and_std
 from dino_tower.pretrain.plan import make_plan, step_seed
-from dino_tower.pretrain.run_directory import RunDirectory, refuse_or_resume
+from dino_tower.pretrain.run_directory import CANNOT_WRITE, RunDirectory, cannot_write, refuse_or_resume
 from dino_tower.pretrain.settings import Config
-from dino_tower.pretrain.state import Position, Trained, restore, snapshot
+from dino_tower.pretrain.state import Position, Trained, changed_data, restore, snapshot
 from dino_tower.pretrain.student_teacher import BatchStatistics, Student, update_teacher
-from dino_tower.pretrain.synchronised import Agreement
+from dino_tower.pretrain.synchronised import Agreement, lost_process
 from dino_tower.progress import Progress
-from dino_tower.signals import StopSignals
+from dino_tower.signals import Stopped, StopSignals
 from dino_tower.sources import open_sources, probe
 from dino_tower.tokens import patch_size
 from dino_tower.trackers import tracker_names
@@ -54,15 +57,42 @@ def main(argv: Sequence[str]) -> int:
         print(to_yaml(config), end="")
         return 0
     with StopSignals() as signals:
-        return train(config, signals)
+        try:
+            return train(config, signals, argv)
+        except Stopped:
+            say(f"stopped by {signals.received} before a step was done; go on with --resume auto")
+            return STOPPED
+        except RuntimeError as error:
+            if (fate := lost_process(error)) is None:
+                raise
+            raise fate from error
+        except OSError as error:
+            place = Path(error.filename or config.output)
+            if error.errno not in CANNOT_WRITE or not place.is_relative_to(config.output):
+                raise
+            raise cannot_write(place, error) from error
 
 
-def train(config: Config, signals: StopSignals) -> int:
-    """Run to the end, to a signal, or to a fault that needs a person. Returns the exit code."""
-    continued = refuse_or_resume(config)
+def say(line: str) -> None:
+    """Print a line from the first process, before accelerate knows which one that is."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
+
+
+def train(config: Config, signals: StopSignals, words: Sequence[str] = ()) -> int:
+    """Run to the end, to a signal, or to a fault that needs a person. Returns the exit code.
+
+    words: the command line behind `pretrain`, noted in the log for the tower's model card.
+    """
+    continued, run = refuse_or_resume(config), RunDirectory(Path(config.output))
+    if (done := run.finished()) is not None:
+        say(f"{config.output}: this run is finished ({done} steps); nothing to do")
+        return 0
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+    if config.compute.precision == "fp16" and (config.compute.cpu or not torch.accelerator.is_available()):
+        raise ConfigError("compute.precision fp16 needs a GPU; on a CPU take bf16 or no")
     accelerator = Accelerator(
         mixed_precision=config.compute.precision,
         cpu=config.compute.cpu,
@@ -70,7 +100,7 @@ def train(config: Config, signals: StopSignals) -> int:
         project_dir=config.output,
     )
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    main_process = accelerator.is_main_process
+    main_process, agreement = accelerator.is_main_process, Agreement(device)
 
     # --- what is needed: data, a plan, two networks
     source = open_sources(config.data, config.source, split="train")
@@ -83,32 +113,26 @@ def train(config: Config, signals: StopSignals) -> int:
     processor = processor_for(config.crops.global_size, patch, mean, std)
     centre = Centre(config.head.prototypes, config.loss.centre_momentum).to(device)
     torch_optimizer = OPTIMISERS[config.optim.name](parameter_groups([network]))
-    trained = Trained(network, teacher, centre, torch_optimizer)
+    trained = Trained(network, teacher, centre, torch_optimizer, accelerator.scaler)
     student, optimizer = accelerator.prepare(Student(network, config.loss.student_temp), torch_optimizer)
 
     # --- where the run stands, and what it says before it starts
-    run = RunDirectory(Path(config.output), main_process)
-    position = Position()
     newest = run.newest() if continued else None
-    if newest is not None:
-        position = restore(trained, newest, plan.global_batch)
-    accelerator.wait_for_everyone()
-    if position.step >= plan.steps:
-        accelerator.print(f"{config.output}: this run is finished ({position.step} steps); nothing to do")
-        return 0
+    position = restore(trained, newest, config, plan.global_batch) if newest else Position()
     estimate = try_step(accelerator, student, trained, config)
+    agreement.together((lambda: run.open(config)) if main_process else None)
     if main_process:
-        run.open(config)
         print(announcement(config, plan, source, trained, estimate, world, str(device)))
+        if newest and (note := changed_data(newest, plan.images)):
+            print(note)
         print(f"continuing   {newest}" if newest else "starting     from step 0", flush=True)
-        run.log("start", position.step, **facts(config, plan, world))
-    accelerator.wait_for_everyone()
+        run.log("start", position.step, command=shlex.join(words), **facts(config, plan, world))
     accelerator.init_trackers("tracker")
     watching = main_process and config.monitor.minutes > 0
     monitor = Monitor(config, run, source, processor, normalise) if watching else None
     alarms = Alarms(collapse_rules(config.head.prototypes), patience=max(50, plan.steps // 20), grace=plan.steps // 10)
     progress = Progress(plan.steps, position.step, plan.global_batch, shown=main_process)
-    agreement, writer = Agreement(device), BackgroundWriter()
+    writer, faults = BackgroundWriter(), config.faults
 
     def batches_from(step: int) -> Generator[Batch]:
         loader = build_loader(
@@ -124,31 +148,24 @@ def train(config: Config, signals: StopSignals) -> int:
             steps_per_epoch=plan.steps_per_epoch,
             workers=config.workers,
             skipped_log=run.skipped,
-            max_skipped=config.faults.max_skipped,
+            max_skipped=faults.max_skipped,
         )
         return loader
 
     def save(step: int) -> None:
         position.step = step
         write = snapshot(trained, position, processor, facts(config, plan, world))
-        target = run.checkpoints / f"step-{step}"
-
-        def work() -> None:
-            write_atomically(target, write)
-            replace_text(run.root / "latest", f"{target.name}\n")
-            prune(run.checkpoints, config.faults.keep_last, config.faults.keep_every)
-
-        writer.submit(work)
-        run.log("checkpoint", step, path=f"checkpoints/{target.name}")
+        writer.submit(lambda: run.write_checkpoint(step, write, faults.keep_last, faults.keep_every))
+        run.log("checkpoint", step, path=f"checkpoints/step-{step}")
 
     # --- the loop
-    step, bad_in_a_row = position.step, 0
+    step = position.step
     statistics = BatchStatistics(network, teacher)
     batches = batches_from(step)
-    if monitor and step == 0:
-        monitor.look(0, teacher)
-    stop = False
-    while step < plan.steps and not stop:
+    if monitor is not None and step == 0:
+        signals.breakable(partial(monitor.look, 0, teacher))
+    signals.patient, stop, broken = True, False, False
+    while step < plan.steps and not stop and not broken:
         set_rates(torch_optimizer, plan.lr[step], plan.weight_decay[step])
         losses, ids = [], []
         for micro in range(config.compute.accumulate):
@@ -173,14 +190,19 @@ def train(config: Config, signals: StopSignals) -> int:
                 p.grad = None
 
         loss = torch.stack(losses).mean()
-        bad, stop = agreement.any(not torch.isfinite(loss + grad_norm), signals.received is not None)
+        finite, unwritten = bool(torch.isfinite(loss + grad_norm)), writer.failed or run.failure is not None
+        bad, stop, broken = agreement.any(not finite, signals.received is not None, unwritten)
         if bad:
             centre.forget()
             statistics.put_back()
-            bad_in_a_row += 1
-            run.log("bad_step", step, loss=str(loss.item()), grad_norm=str(grad_norm.item()), ids=ids)
+            if accelerator.scaler is not None:
+                accelerator.scaler.update()  # fp16: a smaller scale for the next step
+            position.bad_in_a_row += 1
+            seen = agreement.gather((str(loss.item()), ids))  # the guilty picture may be any process's
+            run.log("bad_step", step, losses=[a for a, _ in seen], grad_norm=str(grad_norm.item()),
+                    ids=[name for _, names in seen for name in names])  # fmt: skip
         else:
-            bad_in_a_row = 0
+            position.bad_in_a_row = 0
             statistics.keep()
             optimizer.step()
             centre.commit()
@@ -198,49 +220,59 @@ def train(config: Config, signals: StopSignals) -> int:
             for name, message in alarms.update(step, row):
                 progress.say(f"ALARM {name}: {message}")
                 run.log("alarm", step, name=name, message=message)
-        if monitor and (monitor.due() or step == plan.steps):
-            monitor.look(step, teacher)
-        if main_process and (step % config.checkpoint_every == 0 or step == plan.steps or stop):
-            save(step)
-        if bad_in_a_row > config.faults.max_bad_steps:
-            writer.join()
-            step = go_back(trained, position, run, config, plan.global_batch, step)
+        if position.bad_in_a_row > faults.max_bad_steps:
+            agreement.together(writer.join)
+            step = go_back(trained, position, run, config, plan.global_batch, step, agreement)
             statistics.keep()
-            bad_in_a_row = 0
             batches.close()
             batches = batches_from(step)
             progress.back_to(step)
+            continue
+        # the last checkpoint is where too many bad steps go back to: it must not be one of them
+        due = step % config.checkpoint_every == 0 and position.bad_in_a_row == 0
+        if main_process and (due or step == plan.steps or stop):
+            save(step)
+        if monitor is not None and not stop and (monitor.due() or step == plan.steps):
+            signals.breakable(partial(monitor.look, step, teacher))
 
     # --- the end
     batches.close()
-    writer.join()
-    accelerator.wait_for_everyone()
     progress.close()
+    agreement.together(writer.join)
+    run.log("end" if step == plan.steps else "stopped", step)
+    agreement.together(run.raise_failure)
     accelerator.end_training()
     if main_process:
-        run.log("end" if step == plan.steps else "stopped", step)
-        print(farewell(config, run, step, plan, signals.received), flush=True)
+        print(farewell(config, run, step, plan, signals.received or "a signal to another process"), flush=True)
         run.close()
     return 0 if step == plan.steps else STOPPED
 
 
 def go_back(
-    trained: Trained, position: Position, run: RunDirectory, config: Config, global_batch: int, step: int
+    trained: Trained,
+    position: Position,
+    run: RunDirectory,
+    config: Config,
+    global_batch: int,
+    step: int,
+    agreement: Agreement,
 ) -> int:
-    """Back to the newest checkpoint after too many bad steps in a row, with the order of data moved on.
+    """Back to the newest good checkpoint after too many bad steps in a row, with the order of data moved on.
 
     Returns the step to go on from. Raises ConfigError when there is no checkpoint or this happened too often.
     """
-    newest = run.newest()
+    whole = agreement.gather(checkpoints(run.checkpoints))[0]
+    good = [path for path in whole if not read_json(path / "state.json").get("bad_in_a_row")]
     seen = f"{config.faults.max_bad_steps + 1} steps in a row up to step {step} had a non-finite loss or gradient"
-    if newest is None or position.rollbacks >= config.faults.max_rollbacks:
-        when = "before the first checkpoint" if newest is None else f"after going back {position.rollbacks} times"
+    if not good or position.rollbacks >= config.faults.max_rollbacks:
+        when = f"after going back {position.rollbacks} times" if good else "before the first checkpoint"
         raise ConfigError(
             f"{run.root}: {seen}, {when}; their images are in log.jsonl (bad_step). Lower optim.base_lr, set "
             "compute.precision no, or lower optim.clip"
         )
     reached, rollbacks = step + position.data_offset, position.rollbacks + 1
-    position.__dict__.update(vars(restore(trained, newest, global_batch)))
+    position.__dict__.update(vars(restore(trained, good[-1], config, global_batch)))
     position.data_offset, position.rollbacks = reached - position.step, rollbacks
     run.log("rollback", position.step, reason=seen, data_offset=position.data_offset)
+    run.forget_after(position.step)
     return position.step

@@ -50,15 +50,24 @@ def parity_train() -> Path:
 
 
 @pytest.fixture
-def pretrain(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Call the real main job with tiny settings: pretrain("name", "--steps", "4") -> the run directory."""
+def new_process() -> Callable[[], None]:
+    """Call it before a training: accelerate keeps one precision a process, and tests share theirs."""
     from accelerate.state import AcceleratorState, GradientState
 
+    def forget() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    return forget
+
+
+@pytest.fixture
+def pretrain(tmp_path: Path, new_process: Callable[[], None]) -> Iterator[Callable[..., Path]]:
+    """Call the real main job with tiny settings: pretrain("name", "--steps", "4") -> the run directory."""
     from dino_tower.pretrain.train import main
 
     def run(name: str, *flags: str, code: int = 0) -> Path:
-        AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps one precision a process
-        GradientState._reset_state()
+        new_process()
         words = tiny_command(*flags)
         assert main([*words, "--output", str(tmp_path / name)]) == code
         return tmp_path / name

@@ -48,7 +48,8 @@ QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 # flags that docs speak of and that are not settings of a run
 OTHER_FLAGS = {
     "--help", "--weights", "--output", "--scenes", "--steps", "--max-restarts", "--num_processes", "--machine_rank",
-    "--main_process_ip", "--section.key",
+    "--main_process_ip", "--section.key", "--format", "--heads", "--license", "--note", "--private", "--push-to-hub",
+    "--size",
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ Images stay encoded until the one reader of `dino_tower.images` decodes them.
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import partial
 from pathlib import Path
@@ -91,9 +92,18 @@ def choose_split(names: list[str], wanted: str | None, split: str, spelling: str
     raise ConfigError(f"--data {spelling!r}: which split? Add it after a colon; choices: {', '.join(sorted(names))}")
 
 
+def quiet_datasets() -> None:
+    """`datasets` logs what it then raises, stack and all: the line that the user gets would be the last of fifty."""
+    import datasets
+
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    datasets.disable_progress_bars()
+
+
 def _load_saved(folder: Path, spelling: str) -> dict[str, Dataset]:
     import datasets
 
+    quiet_datasets()
     try:
         loaded = datasets.load_from_disk(str(folder))
     except Exception as error:
@@ -104,6 +114,7 @@ def _load_saved(folder: Path, spelling: str) -> dict[str, Dataset]:
 def _load_tables(place: Path | str, spelling: str, options: SourceOptions) -> dict[str, Dataset]:
     import datasets
 
+    quiet_datasets()
     if isinstance(place, Path) and not any(place.rglob("*.parquet")):
         raise ConfigError(
             f"--data {spelling!r}: neither a save_to_disk folder nor parquet files in {str(place)!r}; "
@@ -111,7 +122,6 @@ def _load_tables(place: Path | str, spelling: str, options: SourceOptions) -> di
         )
     try:
         if isinstance(place, Path):
-            datasets.disable_progress_bars()
             return dict(datasets.load_dataset("parquet", data_dir=str(place)))
         return dict(datasets.load_dataset(place, options.subset))
     except Exception as error:

@@ -13,7 +13,7 @@ from dino_tower.errors import ConfigError
 from dino_tower.images import UnreadableImage
 from dino_tower.sources.base import Sample, Source, SourceOptions, all_labels, label_at
 from dino_tower.sources.columns import find_column, image_column
-from dino_tower.sources.hub import caption_text, choose_split, class_numbers, encoded_image
+from dino_tower.sources.hub import caption_text, choose_split, class_numbers, encoded_image, quiet_datasets
 from dino_tower.sources.strings import SharedArrays
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def open_parquet_stream(spelling: str, name: str, wanted: str | None, split: str
     import datasets
     import fsspec
 
+    quiet_datasets()
     folder = Path(name).expanduser()
     local = folder.is_dir()
     try:

@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from queue import Empty, Full, Queue
 from typing import Any
 
@@ -19,6 +20,15 @@ from dino_tower.images import UnreadableImage
 from dino_tower.sources.base import NO_LABEL, Source
 
 START_METHODS = ("fork", "spawn", "forkserver")
+
+
+class LostWorker(ConfigError):
+    """A worker process was killed from outside."""
+
+    one_process = True
+
+    def __init__(self) -> None:
+        super().__init__("a loader process was killed, perhaps for want of memory; go on with fewer --workers")
 
 
 class _Task:
@@ -46,7 +56,7 @@ def load_batches(
     SIGUSR1 (the main process decides when to stop) and use one thread each. Close the iterator to end them.
 
     Raises:
-        ConfigError: negative workers or an unknown start method.
+        ConfigError: negative workers or an unknown start method; LostWorker.
     """
     import torch  # here and not above: a mistake in --data is reported before torch would have loaded
     from torch.utils.data import DataLoader
@@ -77,6 +87,10 @@ def load_batches(
     processes = list(getattr(results, "_workers", ()))
     try:
         yield from results
+    except (EOFError, ConnectionError) as error:  # a pipe that breaks: the kernel tells of the death a moment later
+        if wait([process.sentinel for process in processes], timeout=5):
+            raise LostWorker from error
+        raise
     finally:
         del results  # asks the workers to end and waits for some seconds
         for process in processes:

@@ -3,8 +3,8 @@
 The baseline is the published DINO augmentation, composed here from torchvision and PIL as the training code does it:
 decode once, then every view from the decoded picture, ToTensor and Normalize included. Ours: decode, draw, cut; uint8
 is what a worker hands on (the device normalises). Every contestant draws its own decisions from equal distributions.
-The installed peer, lightly-train, runs in an environment of its own (it is no dependency), in turns with ours, at the
-same scales, sizes and number of views.
+The peers, lightly-train and lightly, run in an environment of their own (they are no dependency), in turns with ours,
+at the same scales, sizes and number of views.
 
     python tests/benchmarks/bench_crops.py            # the rows, printed
 """
@@ -12,7 +12,6 @@ same scales, sizes and number of views.
 from __future__ import annotations
 
 import io
-import json
 import os
 import random
 import subprocess
@@ -25,6 +24,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from paired import Row, row, show
 from PIL import Image, ImageFilter, ImageOps
 
 ROUNDS = 40
@@ -126,11 +126,25 @@ def lightly_train(path: Path) -> Callable[[], object]:
     return lambda: transform({"image": open_image_numpy(path)})
 
 
+def lightly(path: Path) -> Callable[[], object]:
+    """lightly's DINO transform, 8 locals."""
+    from lightly.transforms import DINOTransform
+
+    transform = DINOTransform(n_local_views=8)
+
+    def run() -> object:
+        with path.open("rb") as file:
+            return transform(Image.open(file).convert("RGB"))
+
+    return run
+
+
 CONTESTANTS: dict[str, Callable[[Path], Callable[[], object]]] = {
     "composed": composed_reference,
     "fast": lambda path: ours(path, "fast"),
     "exact": lambda path: ours(path, "exact"),
     "lightly-train": lightly_train,
+    "lightly": lightly,
 }
 
 
@@ -145,23 +159,6 @@ def seconds(run: Callable[[], object]) -> float:
     return (time.process_time() - start) / REPEATS
 
 
-def row(name: str, baseline: str, pairs: list[tuple[float, float]], target: float) -> dict[str, object]:
-    """One line of the table from paired (ours, baseline) seconds; low and high are quartiles of the paired ratios."""
-    mine, theirs = np.array(pairs).T
-    ratios = theirs / mine
-    low, high = np.percentile(ratios, (25, 75))
-    return {
-        "name": name,
-        "baseline": baseline,
-        "ours_ms": round(1e3 * float(np.median(mine)), 3),
-        "baseline_ms": round(1e3 * float(np.median(theirs)), 3),
-        "ratio": round(float(np.median(ratios)), 3),
-        "low": round(float(low), 3),
-        "high": round(float(high), 3),
-        "target": target,
-    }
-
-
 def one_core() -> None:
     import cv2
     import torch
@@ -170,7 +167,7 @@ def one_core() -> None:
     cv2.setNumThreads(0)
 
 
-def composed_rows() -> list[dict[str, object]]:
+def composed_rows() -> list[Row]:
     """Both back ends against the composed reference, taking turns in this process."""
     one_core()
     with tempfile.TemporaryDirectory() as folder:
@@ -208,12 +205,12 @@ def peer_python(folder: Path = PEERS) -> str:
     return str(python)
 
 
-def lightly_train_rows() -> list[dict[str, object]]:
-    """`fast` against lightly-train: two processes that take turns, one picture batch each."""
+def peer_row(peer: str, target: float | None) -> Row:
+    """`fast` against a peer: two processes that take turns."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "photo.jpg"
         photo(path)
-        contestants = ((sys.executable, "fast"), (peer_python(), "lightly-train"))
+        contestants = ((sys.executable, "fast"), (peer_python(), peer))
         command = [str(Path(__file__).resolve()), "--worker", str(path)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "LIGHTLY_TRAIN_EVENTS_DISABLED": "1"}
         workers = [
@@ -233,7 +230,7 @@ def lightly_train_rows() -> list[dict[str, object]]:
             pairs.append((pair[0], pair[1]))
         for worker in workers:
             worker.communicate("")
-    return [row("crops 2+8, fast", "lightly-train DINO transform", pairs, 1.4)]
+    return row("crops 2+8, fast", f"{peer} DINO transform", pairs, target)
 
 
 def serve(path: Path, name: str) -> None:
@@ -246,13 +243,14 @@ def serve(path: Path, name: str) -> None:
         print(seconds(run), file=out, flush=True)
 
 
-def rows() -> list[dict[str, object]]:
-    """All rows of this file; without a network the peer's row is left out and the reason printed."""
+def rows() -> list[Row]:
+    """All rows of this file; without a network the peers' rows are left out and the reason printed."""
     found = composed_rows()
-    try:
-        found += lightly_train_rows()
-    except (subprocess.CalledProcessError, ValueError, OSError) as error:
-        print(f"lightly-train could not be measured: {error}", file=sys.stderr)
+    for peer, target in (("lightly-train", 1.4), ("lightly", None)):
+        try:
+            found.append(peer_row(peer, target))
+        except (subprocess.CalledProcessError, ValueError, OSError) as error:
+            print(f"{peer} could not be measured: {error}", file=sys.stderr)
     return found
 
 
@@ -260,5 +258,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
         serve(Path(sys.argv[2]), sys.argv[3])
     else:
-        for line in rows():
-            print(json.dumps(line))
+        show(rows())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -74,9 +75,13 @@ def test_raw_pixels_are_the_small_picture() -> None:
 
 
 def test_a_short_demo_leaves_the_run_the_numbers_and_the_pictures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    new_process: Callable[[], None],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    new_process()
     assert cli.main(["demo", "--steps", "2", "--scenes", "30"]) == 0
     printed = capsys.readouterr().out
     run = tmp_path / "runs" / "demo"

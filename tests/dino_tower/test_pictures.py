@@ -8,8 +8,12 @@ import torch
 from PIL import Image
 
 from dino_tower.pictures import (
+    attention_light,
     attention_picture,
     colour,
+    foreground,
+    foreground_picture,
+    heads_picture,
     patch_similarity,
     pca_basis,
     pca_picture,
@@ -170,3 +174,45 @@ def test_sheet_places_every_picture() -> None:
     assert sheet([[red]], ["input"]).height > sheet([[red]]).height
     with pytest.raises(ValueError, match="no pictures"):
         sheet([])
+
+
+def test_the_foreground_is_the_side_that_keeps_off_the_borders() -> None:
+    rng = torch.Generator().manual_seed(1)
+    ground, figure = torch.randn(2, 16, generator=rng)
+    thing = torch.zeros(2, 10, 12, dtype=torch.bool)
+    thing[0, 3:7, 4:9] = True
+    thing[1, 2:9, 1:11] = True  # more than half of its picture
+    patches = torch.where(thing[..., None], figure, ground) + 0.1 * torch.randn(2, 10, 12, 16, generator=rng)
+    for one in (patches, -patches):
+        scores = foreground(list(one), pca_basis(list(one)))
+        assert [bool(((score > 0) == here).all()) for score, here in zip(scores, thing, strict=True)] == [True, True]
+    assert 0.2 < float(scores[0].max() - scores[0].min()) < 1.5  # 1 is the range between the outermost percents
+
+
+def test_collapsed_features_have_no_foreground() -> None:
+    same = torch.full((4, 4, 6), 0.3)
+    (scores,) = foreground([same], pca_basis(same))
+    assert scores.unique().tolist() == [0]
+    assert foreground_picture(grey(), scores, 64).size == (64, 64)
+
+
+def test_the_background_fades_and_the_foreground_stays() -> None:
+    scores = -torch.ones(4, 6)
+    scores[1:3, 2:4] = 1
+    pixels = np.asarray(foreground_picture(grey(), scores, 240), dtype=int)
+    assert (abs(pixels[80, 120] - 120) <= 1).all()
+    assert (pixels[:20] > 230).all()
+
+
+def test_light_is_relative_to_the_attention_of_its_own_map() -> None:
+    peaked = torch.rand(8, 8, generator=torch.Generator().manual_seed(0)) + 5 * torch.eye(8)
+    light = attention_light(peaked)
+    torch.testing.assert_close(attention_light(peaked * 1e-3), light)
+    assert float(light.max()) == 1
+    assert float(attention_light(torch.ones(4, 4)).max()) == pytest.approx(1 / 3)
+
+
+def test_heads_stand_beside_their_mean() -> None:
+    attention = torch.rand(6, 4, 6, generator=torch.Generator().manual_seed(0))
+    assert heads_picture(grey(), attention, size=60).size == (7 * 68 + 8, 40 + 16)
+    assert heads_picture(grey(), attention.repeat(2, 1, 1), size=60).size == (5 * 68 + 8, 3 * 48 + 8)

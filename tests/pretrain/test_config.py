@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from dino_tower.cli import main
 from dino_tower.config import from_tree, to_tree
@@ -59,6 +60,7 @@ def test_presets_are_what_users_need() -> None:
     ],
 )
 def test_one_line_and_nothing_written(tmp_path: Path, monkeypatch, capsys, words: str, line: str) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps one precision a process
     monkeypatch.chdir(tmp_path)
     Path("EMPTY").mkdir()
     Path("TEXTS").mkdir()

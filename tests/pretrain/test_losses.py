@@ -60,3 +60,42 @@ def test_bf16_autocast_is_near() -> None:
     assert got.dtype == torch.float32 and abs(got - want) < 2**-7 * want
     got.backward()
     assert z.grad.dtype == torch.float32 and weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("batch", [1, 3])  # 4 rows fit into the gradient of a prototype of 8 numbers, 12 do not
+@pytest.mark.parametrize("chunk", [7, 10_000])
+def test_weight_normalisation_inside_is_that_of_torch_outside(monkeypatch, batch: int, chunk: int) -> None:
+    z, _, targets = inputs(4, batch=batch)
+    v = torch.randn(50, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    g = (0.5 + torch.rand(50, 1, generator=torch.Generator().manual_seed(2))).requires_grad_()
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", chunk * 4 * batch)
+    want = published(z, torch._weight_norm(v, g, 0), targets)
+    got = dino_loss(z, v, targets, gain=g)
+    assert abs(got - want) <= 1e-6 * want
+    pairs = zip(torch.autograd.grad(got, (z, v, g)), torch.autograd.grad(want, (z, v, g)), strict=True)
+    for gradient, true in pairs:
+        assert (gradient - true).abs().max() <= 1e-6 * true.abs().max()
+
+
+def test_a_second_backward_is_the_first_again() -> None:
+    """The first hands the memory of what was kept on as the gradient: the second has to compute it anew."""
+    z, weight, targets = inputs(2)
+    loss = dino_loss(z, weight, targets, gain=torch.ones(50, 1))
+    first = [gradient.clone() for gradient in torch.autograd.grad(loss, (z, weight), retain_graph=True)]
+    for again, before in zip(torch.autograd.grad(loss, (z, weight)), first, strict=True):
+        assert (again - before).abs().max() <= 1e-6 * before.abs().max()
+
+
+def test_the_gradient_is_the_only_large_tensor(monkeypatch) -> None:
+    """No normalised copy of the weight, no logits of all views: at most a quarter more than the gradient itself."""
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", 30 * 64)
+    z, weight, targets = inputs(10, width=32, prototypes=4096)
+    gain = torch.ones(4096, 1)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        dino_loss(z, weight, targets, gain=gain).backward()
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    assert weight.nbytes < peak < 1.25 * weight.nbytes

@@ -44,7 +44,7 @@ def test_a_run_leaves_a_tower_that_loads(pretrain) -> None:
     run = pretrain("run", "--steps", "4", "--monitor.minutes", "9", "--monitor.knn-images", "40")
     assert (run / "latest").read_text() == "step-4\n"
     kinds = [json.loads(line)["kind"] for line in (run / "log.jsonl").read_text().splitlines()]
-    assert kinds == ["start", "monitor", "step", "step", "step", "step", "monitor", "checkpoint", "end"]
+    assert kinds == ["start", "monitor", "step", "step", "step", "step", "checkpoint", "monitor", "end"]
     student, teacher = load_tower(run), load_tower(f"{run}@teacher")
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     out = student(x)
@@ -141,7 +141,10 @@ def test_init_from_starts_with_those_weights(pretrain) -> None:
 
 
 def test_a_step_with_nothing_finite_changes_nothing(pretrain, monkeypatch) -> None:
-    """A NaN anywhere: no optimiser step, no centre, no teacher; the images are named; the run goes on."""
+    """A NaN anywhere: no optimiser step, no centre, no teacher; the images are named; the run goes on.
+
+    No checkpoint is written at a bad step, where a run could only go back to the same trouble, but at the end.
+    """
     from dino_tower.pretrain import train
     from dino_tower.pretrain.pixels import Normalise
 
@@ -155,12 +158,16 @@ def test_a_step_with_nothing_finite_changes_nothing(pretrain, monkeypatch) -> No
             return pixels * float("nan") if calls == 2 * 4 + 1 else pixels  # one view of the third step
 
     monkeypatch.setattr(train, "Normalise", Poisoned)
-    run = pretrain("run", "--steps", "4", "--checkpoint-every", "1", "--faults.keep-last", "9")
+    flags = ("--checkpoint-every", "1", "--faults.keep-last", "9")
+    run = pretrain("run", "--steps", "4", *flags)
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     bad = [row for row in rows if row["kind"] == "bad_step"]
-    assert [row["step"] for row in bad] == [2] and len(bad[0]["ids"]) == 8
-    assert largest_gap(weights(run, 2), weights(run, 3)) == 0
-    assert largest_gap(weights(run, 3), weights(run, 4)) > 0
+    assert [row["step"] for row in bad] == [2] and len(bad[0]["ids"]) == 8 and bad[0]["losses"] == ["nan"]
+    assert [p.name for p in checkpoints(run / "checkpoints")] == ["step-1", "step-2", "step-4"]
+    assert largest_gap(weights(run, 2), weights(run, 4)) > 0
+    calls = 0
+    last = pretrain("last", "--steps", "3", *flags)
+    assert largest_gap(weights(last, 2), weights(last, 3)) == 0
 
 
 def test_old_checkpoints_are_pruned(pretrain) -> None:
