@@ -71,7 +71,7 @@ class _DinoLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, gain, targets, top, total = ctx.saved_tensors
+        _, gain, targets, top, total = ctx.saved_tensors
         layer: LastLayer = ctx.layer
         batch = targets.shape[1]
         views = len(top) // batch

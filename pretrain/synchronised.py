@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -60,6 +61,21 @@ def synchronise_batch_norm(module: nn.Module) -> None:
             child.__class__ = _AllReducedBatchNorm1d
         elif type(child) is nn.BatchNorm2d:
             child.__class__ = _AllReducedBatchNorm2d
+
+
+def join_after_restart(cpu: bool) -> None:
+    """Form the process group of a run that torchrun has started again; does nothing at a first start.
+
+    torchrun serves all its attempts from one store, under the same keys: a process that came up first read the address
+    of a dead one there and waited for it for ever. Each attempt gets keys of its own.
+    """
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if not attempt or "RANK" not in os.environ or dist.is_initialized():
+        return
+    store, rank, world = next(dist.rendezvous("env://"))
+    backend = "gloo" if cpu or not torch.cuda.is_available() else "nccl"
+    store = dist.PrefixStore(f"attempt-{attempt}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
 
 
 def lost_process(error: RuntimeError) -> ConfigError | None:

@@ -38,7 +38,7 @@ from dino_tower.pretrain.run_directory import CANNOT_WRITE, RunDirectory, cannot
 from dino_tower.pretrain.settings import Config
 from dino_tower.pretrain.state import Position, Trained, changed_data, restore, snapshot
 from dino_tower.pretrain.student_teacher import BatchStatistics, Student, update_teacher
-from dino_tower.pretrain.synchronised import Agreement, lost_process
+from dino_tower.pretrain.synchronised import Agreement, join_after_restart, lost_process
 from dino_tower.progress import Progress
 from dino_tower.signals import Stopped, StopSignals
 from dino_tower.sources import open_sources, probe
@@ -91,11 +91,14 @@ def train(config: Config, signals: StopSignals, words: Sequence[str] = ()) -> in
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-    if config.compute.precision == "fp16" and (config.compute.cpu or not torch.accelerator.is_available()):
+    # Not left to accelerate: on a machine without a GPU each process of torchrun would take itself for the only one.
+    cpu = config.compute.cpu or not torch.accelerator.is_available()
+    if config.compute.precision == "fp16" and cpu:
         raise ConfigError("compute.precision fp16 needs a GPU; on a CPU take bf16 or no")
+    join_after_restart(cpu)
     accelerator = Accelerator(
         mixed_precision=config.compute.precision,
-        cpu=config.compute.cpu,
+        cpu=cpu,
         log_with=tracker_names(config.monitor.tracker) or None,
         project_dir=config.output,
     )

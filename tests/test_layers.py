@@ -23,8 +23,8 @@ ALGORITHMS = (
     "losses", "heads", "masks", "crops", "schedules", "sinkhorn", "koleo", "patch_loss", "layer_decay",
 )  # fmt: skip
 ALGORITHMS_MAY = {
-    "__future__", "collections", "collections.abc", "dataclasses", "functools", "io", "itertools", "math", "typing",
-    "cv2", "numpy", "PIL", "torch", "torchvision",
+    "__future__", "collections", "collections.abc", "dataclasses", "functools", "io", "itertools", "math", "re",
+    "typing", "cv2", "numpy", "PIL", "torch", "torchvision",
 }  # fmt: skip
 TORCH_INFRASTRUCTURE = ("torch.utils.data", "torch.utils.tensorboard", "torch.multiprocessing", "torch.hub")
 

@@ -115,6 +115,16 @@ def test_one_log_one_bar_one_checkpoint_which_one_process_resumes(pair) -> None:
     assert "step-5" in done.stdout and (run / "checkpoints/step-10/state.json").is_file()
 
 
+def test_without_a_gpu_two_processes_are_one_job_unasked(tmp_path, tiny) -> None:
+    """Without --compute.cpu each of them once took itself for the only one, and the second met the first one's lock."""
+    words = tiny("--steps", "2", "--batch-size", "4", "--compute.cpu", "false", "--output", str(tmp_path / "run"))
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [*LAUNCH, "-m", "dino_tower.pretrain", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "x 2 processes x" in done.stdout and done.stdout.count("starting     from step 0") == 1
+
+
 def test_batch_norm_uses_the_joint_batch(tmp_path) -> None:
     """Two ranks with half the batch each normalise as one does with the whole; torch's own SyncBN raises on CPU."""
     script = tmp_path / "norm.py"

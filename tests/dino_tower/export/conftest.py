@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 
 from dino_tower.architectures import build
 from dino_tower.checkpoint import save_tensors
+from dino_tower.cli import main
 from dino_tower.images import processor_for
 
 SIDE = 32
@@ -80,3 +82,39 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., list[s
     finally:
         os.chdir(before)
     return folder / "birds"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, and the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else ""
+        for p in folder.rglob("*")
+    }
+
+
+@pytest.fixture
+def contents() -> Callable[[Path], dict[str, str]]:
+    """contents(folder): the SHA-256 of every file below it."""
+    return digests
+
+
+@pytest.fixture
+def refused(place: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[list[str], str], None]:
+    """refused(words, says): one line with `says` in it, exit code 2, and a folder in which nothing has changed."""
+
+    def check(words: list[str], says: str) -> None:
+        before = digests(place)
+        capsys.readouterr()
+        assert main(words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("dino-tower: ") and says in line and len(line) < 420
+        assert digests(place) == before
+        print(f"| `{' '.join(words)}` | {line} |")
+
+    return check

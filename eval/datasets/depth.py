@@ -1,0 +1,115 @@
+"""Pictures with depth maps: NYUv2 as it is usually extracted, and people's own pairs of files.
+
+    DenseDepth  nyu2_train/SCENE/N.jpg + N.png (8 bits, 255 is 10 m), nyu2_test/N_colors.png + N_depth.png (mm)
+    BTS         {train,test}/SCENE/rgb_N.jpg + sync_depth_N.png (mm), also inside official_splits/
+    own         N_rgb.* + N_depth.png, or rgb/N.* + depth/N.png; mm, unless index.json says otherwise
+
+The original nyu_depth_v2_labeled.mat is not read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dino_tower.errors import ConfigError
+from dino_tower.eval.datasets.base import Dataset, Item
+from dino_tower.eval.datasets.reading import SAME, all_labelled, by_hash, images_in, read_json, read_stored
+
+MILLIMETRES = 1000.0
+EIGHT_BITS = 25.5  # 255 is 10 m
+# end of the picture's name -> end of its depth map's
+ENDINGS = {"_colors": "_depth", "_rgb": "_depth"}
+STARTS = {"rgb_": "sync_depth_"}
+
+
+@dataclass(frozen=True)
+class DepthFile:
+    """A depth picture; `units` a metre, `invalid` where nothing was measured."""
+
+    path: Path
+    units: float
+    invalid: int = 0
+
+    def __call__(self) -> np.ndarray:
+        """float32 [H, W] metres, 0 where nothing was measured. Raises ConfigError."""
+        stored = read_stored(self.path)
+        if stored.ndim != 2:
+            raise ConfigError(f"{self.path}: a depth map in {stored.shape[2]} channels; needs one of 16 bits")
+        if stored.dtype == np.uint8 and self.units != EIGHT_BITS:
+            raise ConfigError(
+                f"{self.path}: a depth map of 8 bits cannot hold {self.units:g} units a metre; save 16 bits"
+            )
+        return np.where(stored == self.invalid, 0, stored / self.units).astype(np.float32)
+
+
+def depth_folder(root: Path, split: str) -> Path | None:
+    """The folder of `split`, where splits have folders."""
+    for base in (root, root / "official_splits", root / "data"):
+        for one in SAME.get(split, (split,)):
+            for folder in (base / f"nyu2_{one}", base / one):
+                if folder.is_dir():
+                    return folder
+    return None
+
+
+def depth_of(picture: Path) -> Path | None:
+    """The depth map that belongs to a picture by its name; None for what is no picture of a pair."""
+    stem = picture.stem
+    for end, other in ENDINGS.items():
+        if stem.endswith(end):
+            return picture.with_name(f"{stem.removesuffix(end)}{other}.png")
+    for start, other in STARTS.items():
+        if stem.startswith(start):
+            return picture.with_name(f"{other}{stem.removeprefix(start)}.png")
+    if picture.parent.name == "rgb":
+        return picture.parent.parent / "depth" / f"{stem}.png"
+    if "nyu2_train" in picture.parts and picture.suffix.lower() == ".jpg":
+        return picture.with_suffix(".png")
+    return None
+
+
+def has_depth(root: Path) -> bool:
+    """Whether a picture with its depth map lies in the folders that are read."""
+    folders = [folder for split in ("train", "test") if (folder := depth_folder(root, split))]
+    names = ("*_colors.png", "*_rgb.*", "rgb_*", "rgb/*")
+    found = [next(folder.rglob(name), None) for folder in folders or [root] for name in names]
+    return any(one is not None and (d := depth_of(one)) is not None and d.is_file() for one in found) or any(
+        (root / base / "nyu2_train").is_dir() for base in ("", "data")
+    )
+
+
+def open_depth(root: Path, name: str, split: str) -> Dataset:
+    """One item a picture with a depth map. Without folders of splits: by hash."""
+    folder = depth_folder(root, split)
+    if folder is None and depth_folder(root, "train"):
+        raise ConfigError(f"{name}: no folder for split {split!r}")
+    units = _units(root / "index.json") if (root / "index.json").is_file() else {}
+    found = [(path, depth) for path in images_in(folder or root) if (depth := depth_of(path)) is not None]
+    if not found:
+        raise ConfigError(f"{folder or root}: no picture is named as one with a depth map")
+    ids = [path.relative_to(folder or root).with_suffix("").as_posix() for path, _ in found]
+    all_labelled(name, ids, [one for one, (_, d) in zip(ids, found, strict=True) if not d.is_file()], "depth map")
+    chosen_by, places = folder.name if folder else "", list(range(len(ids)))
+    if folder is None:
+        places, chosen_by = by_hash(name, ids, split)
+    items = []
+    for place in places:
+        path, depth = found[place]
+        plain = path.suffix.lower() == ".jpg" and "nyu2_train" in path.parts
+        scale, invalid = units.get(ids[place].removesuffix("_rgb"), (EIGHT_BITS if plain else MILLIMETRES, 0))
+        items.append(Item(ids[place], path, depth_reader=DepthFile(depth, scale, invalid)))
+    return Dataset(name, "depth", split, chosen_by, items, frozenset({"depth"}))
+
+
+def _units(path: Path) -> dict[str, tuple[float, int]]:
+    """index.json: rows of id, depth_units_per_metre, and invalid (0)."""
+    units = {}
+    for row in read_json(path):
+        scale = row.get("depth_units_per_metre") if isinstance(row, dict) else None
+        if not isinstance(scale, int | float) or not scale > 0 or "id" not in row:
+            raise ConfigError(f"{path}: every row needs an id and depth_units_per_metre above 0, not {row!r:.80}")
+        units[str(row["id"])] = (float(scale), int(row.get("invalid", 0)))
+    return units
