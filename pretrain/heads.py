@@ -22,10 +22,6 @@ class Prototypes(nn.Module):
         self.weight_g = nn.Parameter(torch.ones(prototypes, 1), requires_grad=not norm_last_layer)
         self.weight_v = nn.Parameter(direction.detach().clone())
 
-    def weight(self) -> Tensor:
-        """The normalised rows [K, d]."""
-        return self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True))
-
     def forward(self, x: Tensor) -> Tensor:
         # scaling the logits is cheaper than scaling the rows: of the 65,536 rows of 256 there would be a copy each step
         return F.linear(x, self.weight_v) * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True)).T
