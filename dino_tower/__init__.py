@@ -15,7 +15,7 @@ if __name__ == "dino_tower" and not (_here / "pretrain").is_dir():
     __path__.append(str(_here.parent))
 
 if TYPE_CHECKING:
-    from dino_tower.export import export_tower
+    from dino_tower.export.writing import export_tower
     from dino_tower.tower import load_tower
     from dino_tower.vlm import check_vlm, image_tokens_for
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # public name -> the module it is imported from when it is first asked for
 _LATER = {
     "load_tower": "tower",
-    "export_tower": "export",
+    "export_tower": "export.writing",
     "check_vlm": "vlm",
     "image_tokens_for": "vlm",
 }

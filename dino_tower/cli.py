@@ -20,8 +20,8 @@ from dino_tower.errors import ConfigError, unknown
 COMMANDS: dict[str, tuple[str, str]] = {
     "pretrain": ("dino_tower.pretrain.command:main", "train a vision tower on your own images"),
     "show": ("dino_tower.cli:show", "draw a run, or what a tower sees in your pictures, as one HTML page"),
-    "export": ("dino_tower.export_command:export", "write a run's tower for transformers, timm, ONNX, ..."),
-    "convert": ("dino_tower.export_command:convert", "write weights in another library's layout"),
+    "export": ("dino_tower.export.command:export", "write a run's tower for transformers, timm, ONNX, ..."),
+    "convert": ("dino_tower.export.command:convert", "write weights in another library's layout"),
     "demo": ("dino_tower.cli:demo", "train on built-in pictures and compare with an untrained tower"),
 }
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
@@ -128,7 +128,7 @@ def show(argv: list[str]) -> None:
     given = Path(options.tower)
     if (given / "config.json").is_file() or (":" in options.tower and not given.exists()):
         raise ConfigError(f"{given} is a tower, not a run; name pictures too: dino-tower show {given} IMAGE ...")
-    from dino_tower.run_page import write_run_page
+    from dino_tower.run.page import write_run_page
 
     print(write_run_page(options.tower, options.output))
 

@@ -20,7 +20,7 @@ from dino_tower import load_tower
 from dino_tower.attention import Jaccard, jaccard, mean_jaccard
 from dino_tower.knn import knn_correct, paired_interval
 from dino_tower.pictures import attention_picture, pca_basis, pca_picture, sheet
-from dino_tower.run_page import write_run_page
+from dino_tower.run.page import write_run_page
 from dino_tower.scenes import Scene, kind_names, make_scene
 from dino_tower.tokens import Tokens
 from dino_tower.tower import Images, Tower

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from dino_tower.convert.source import Source, read_source
 from dino_tower.errors import unknown
-from dino_tower.export import refuse_existing, snippets_for, without_progress_bars, write_tower
-from dino_tower.export_formats import CONVERSIONS
-from dino_tower.model_card import Facts, model_card
-from dino_tower.same_features import Gap
+from dino_tower.export.formats import CONVERSIONS
+from dino_tower.export.model_card import Facts, model_card
+from dino_tower.export.same_features import Gap
+from dino_tower.export.writing import refuse_existing, snippets_for, without_progress_bars, write_tower
 from dino_tower.tower import Tower
 
 KINDS = {
@@ -31,7 +31,7 @@ def convert_weights(
     heads: int | None = None,
     say: Callable[[str], object] = lambda line: None,
 ) -> float:
-    """Write the ViT in `source` to the directory `out` in the layout `to`, a name of `export_formats.CONVERSIONS`.
+    """Write the ViT in `source` to the directory `out` in the layout `to`, a name of `formats.CONVERSIONS`.
 
     source: a .pth or .safetensors file, or a directory of transformers, timm or the original's layout. network: which
     of a training checkpoint. heads: the number of attention heads, where nothing beside the weights tells it.

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dino_tower.convert.shape import Shape
 from dino_tower.errors import ConfigError
+from dino_tower.export.same_features import Forward
 from dino_tower.positions import use_reference_interpolation
-from dino_tower.same_features import Forward
 from dino_tower.tokens import Tokens
 
 

@@ -22,8 +22,8 @@ from dino_tower.convert.names_timm import is_swiglu, native_to_timm, timm_to_nat
 from dino_tower.convert.names_vit import vit_to_native
 from dino_tower.convert.shape import EPS, HEAD_WIDTH, native_model, shape_of
 from dino_tower.errors import ConfigError
+from dino_tower.export.same_features import Forward
 from dino_tower.images import processor_for
-from dino_tower.same_features import Forward
 
 PICKLED = (".pth", ".pt", ".bin", ".tar", ".ckpt")
 

@@ -18,8 +18,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dino_tower.explorer_page import explorer_page
-from dino_tower.explorer_pictures import Sight, write_pictures
+from dino_tower.explorer.page import explorer_page
+from dino_tower.explorer.pictures import Sight, write_pictures
 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage", "--no-first-run",
@@ -151,8 +151,8 @@ class Explorer:
 
     def write(self, folder: Path, sights: list[Sight]) -> Path:
         with pytest.MonkeyPatch.context() as small:  # the PNGs are not looked at here
-            small.setattr("dino_tower.explorer_pictures.LARGE", 32)
-            small.setattr("dino_tower.explorer_pictures.CELL", 32)
+            small.setattr("dino_tower.explorer.pictures.LARGE", 32)
+            small.setattr("dino_tower.explorer.pictures.CELL", 32)
             views, start = write_pictures(folder, sights)
         path = folder / "explore.html"
         path.write_text(explorer_page("tiny", 14, sights, views, start, {"size": "As they are."}), encoding="utf-8")

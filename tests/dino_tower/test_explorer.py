@@ -22,8 +22,8 @@ from transformers import (
 
 from dino_tower import cli
 from dino_tower.errors import ConfigError
-from dino_tower.explorer import MOST_IMAGES, explore, longest_side, seen_size, shown_name, summary
-from dino_tower.explorer_pictures import Sight, first_patch
+from dino_tower.explorer.look import MOST_IMAGES, explore, longest_side, seen_size, shown_name, summary
+from dino_tower.explorer.pictures import Sight, first_patch
 from dino_tower.images import processor_for
 from dino_tower.tower import load_tower
 
@@ -129,7 +129,7 @@ def test_sizes_fit_the_tower(tower: Path) -> None:
 
 
 def test_more_pictures_than_a_page_holds(tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dino_tower.explorer.MOST_IMAGES", 3)
+    monkeypatch.setattr("dino_tower.explorer.look.MOST_IMAGES", 3)
     assert MOST_IMAGES >= 12
     for i in range(7):
         Image.new("RGB", (16, 16), (30 * i, 90, 0)).save(tmp_path / f"{i}.png")
@@ -167,7 +167,7 @@ def test_what_fails_leaves_nothing(tower: Path, photos: Path, tmp_path: Path, mo
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dino_tower.explorer_pictures.pca_picture", full)
+    monkeypatch.setattr("dino_tower.explorer.pictures.pca_picture", full)
     for out in (tmp_path / "out", tmp_path / "new" / "deeper"):
         with pytest.raises(ConfigError, match=r"cannot write '.*': No space left on device"):
             explore(tower, [photos / "tall.png"], out, 16)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dino_tower.explorer_features import pack, unpack
+from dino_tower.explorer.features import pack, unpack
 
 
 def pictures(width: int, rank: int, seed: int = 0) -> list[Tensor]:
@@ -42,7 +42,7 @@ def test_the_stated_error_is_the_error() -> None:
 def test_many_patches_are_compared_once_each_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     patches = pictures(32, 12)
     whole = pack(patches)
-    monkeypatch.setattr("dino_tower.explorer_features.CHUNK", 37)
+    monkeypatch.setattr("dino_tower.explorer.features.CHUNK", 37)
     parts = pack(patches)
     assert (parts.largest, parts.pairs) == (pytest.approx(whole.largest, abs=1e-6), whole.pairs)
     assert parts.mean == pytest.approx(whole.mean, rel=1e-5)

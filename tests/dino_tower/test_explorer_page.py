@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dino_tower.explorer_pictures import KEEP
+from dino_tower.explorer.pictures import KEEP
 from dino_tower.pictures import patch_similarity
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dino_tower.errors import ConfigError
-from dino_tower.run_log import number, points, read_run, run_pictures, setting
+from dino_tower.run.log import number, points, read_run, run_pictures, setting
 
 
 def write(folder: Path, *rows: dict | str) -> Path:

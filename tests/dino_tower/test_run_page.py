@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from dino_tower.errors import ConfigError
-from dino_tower.run_log import read_run
-from dino_tower.run_page import verdict, write_run_page
+from dino_tower.run.log import read_run
+from dino_tower.run.page import verdict, write_run_page
 
 STEPS, LOOKS, IMAGES = 400, (100, 200, 300, 400), 3
 FLOOR = {"5": 0.152, "10": 0.158, "20": 0.161}

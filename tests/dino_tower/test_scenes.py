@@ -102,7 +102,7 @@ def test_what_lies_in_front_hides_what_lies_behind() -> None:
 
 
 def test_a_plain_object_has_its_colour_where_its_mask_says() -> None:
-    from dino_tower.scene_drawing import COLOURS
+    from dino_tower.scenes.drawing import COLOURS
 
     for index in range(30):
         scene = make_scene("easy", index)

@@ -22,11 +22,12 @@ from typing import Any
 
 from accelerate.state import AcceleratorState, GradientState
 
-from dino_tower import export, tower
+from dino_tower import tower
 from dino_tower.cli import main
+from dino_tower.export import writing
 from dino_tower.pretrain import train
 
-IMPORTED = (train, tower, export)  # what every run would wait for
+IMPORTED = (train, tower, writing)  # what every run would wait for
 
 
 def do(command: dict[str, Any]) -> int:

@@ -11,11 +11,13 @@ import os
 import sys
 import traceback
 
-from dino_tower import demo, export, run_page
+from dino_tower import demo
 from dino_tower.cli import main
+from dino_tower.export import writing
 from dino_tower.pretrain import train
+from dino_tower.run import page
 
-IMPORTED = (demo, export, run_page, train)  # what every command would wait for
+IMPORTED = (demo, writing, page, train)  # what every command would wait for
 
 
 def run(words: list[str], folder: str, output: str) -> int:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from dino_tower.architectures import build
-from dino_tower.export import export_tower
+from dino_tower.export.writing import export_tower
 from dino_tower.images import processor_for
 from dino_tower.tower import Tower, load_tower
 

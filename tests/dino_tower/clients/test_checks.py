@@ -19,7 +19,7 @@ from dino_tower import check_vlm, image_tokens_for
 from dino_tower.errors import ConfigError
 from dino_tower.images import processor_for
 from dino_tower.tower import Tower
-from dino_tower.vlm_dense import dense_settings_for
+from dino_tower.vlm.dense import dense_settings_for
 
 LLAVA = "LlavaForConditionalGeneration"
 

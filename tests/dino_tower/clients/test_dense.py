@@ -41,8 +41,8 @@ from transformers import (
 from dino_tower import check_vlm
 from dino_tower.errors import ConfigError
 from dino_tower.tower import Tower
-from dino_tower.vlm_dense import dense_settings_for
-from dino_tower.vlm_facts import DENSE
+from dino_tower.vlm.dense import dense_settings_for
+from dino_tower.vlm.facts import DENSE
 
 KINDS = ("plain", "reg4", "rope", "siglip", "clip")
 HEIGHT, WIDTH = 96, 64  # not square: a transposed map would show

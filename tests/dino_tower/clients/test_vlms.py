@@ -21,7 +21,7 @@ from dino_tower import check_vlm, image_tokens_for
 from dino_tower.errors import ConfigError
 from dino_tower.tower import Tower
 from dino_tower.vlm import ImageTokens
-from dino_tower.vlm_facts import VLMS
+from dino_tower.vlm.facts import VLMS
 
 STRATEGY = "vision_feature_select_strategy"
 KINDS = ("plain", "reg4", "rope", "siglip", "clip")

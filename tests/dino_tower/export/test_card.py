@@ -12,9 +12,9 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from dino_tower.export import export_tower
-from dino_tower.model_card import command_of, curves
-from dino_tower.run_log import RunLog, read_run
+from dino_tower.export.model_card import command_of, curves
+from dino_tower.export.writing import export_tower
+from dino_tower.run.log import RunLog, read_run
 
 MakeRun = Callable[[str], Path]
 CODE = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)

@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, CLIPVisionModel, SiglipVisionModel
 
-from dino_tower import export_onnx, export_tower, load_tower
+from dino_tower import export_tower, load_tower
 from dino_tower.checkpoint import load_tensors, tensor_names
 from dino_tower.cli import main
 from dino_tower.errors import ConfigError
+from dino_tower.export import onnx_graph
 from dino_tower.positions import antialiased_bicubic
 from dino_tower.pretrain.state import load_backbone
 
@@ -141,15 +142,15 @@ def test_every_class_exports(make_run: MakeRun, tmp_path: Path, arch: str) -> No
 
 def test_what_differs_is_not_kept(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that loses half a bit somewhere must not leave a directory."""
-    from dino_tower import export_formats
+    from dino_tower.export import formats
 
     def worse(*args: object) -> dict[str, Tensor]:
         weights = original(*args)
         weights["blocks.1.mlp.fc2.weight"] = weights["blocks.1.mlp.fc2.weight"] * 1.001
         return weights
 
-    original = export_formats.native_to_timm
-    monkeypatch.setattr(export_formats, "native_to_timm", worse)
+    original = formats.native_to_timm
+    monkeypatch.setattr(formats, "native_to_timm", worse)
     with pytest.raises(ConfigError, match=r"differs from the tower by .* not kept"):
         export_tower(trained, tmp_path / "deep" / "out", format="timm")
     assert list(tmp_path.iterdir()) == []
@@ -175,14 +176,14 @@ def test_onnx_of_a_fixed_size_says_so_in_its_name_and_card(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the exporter cannot leave the size free; here it is told that it cannot."""
-    export = export_onnx._export
+    export = onnx_graph._export
 
     def refuse(module: object, example: Tensor, dynamic: dict[int, object], file: Path) -> None:
         if 2 in dynamic:
             raise RuntimeError("this size depends on data")
         export(module, example, dynamic, file)
 
-    monkeypatch.setattr(export_onnx, "_export", refuse)
+    monkeypatch.setattr(onnx_graph, "_export", refuse)
     said: list[str] = []
     assert export_tower(make_run("vits8"), tmp_path / "out", format="onnx", say=said.append) <= 1e-4
     assert (tmp_path / "out" / "tower_32x32.onnx").is_file() and not (tmp_path / "out" / "tower.onnx").exists()
@@ -191,7 +192,7 @@ def test_onnx_of_a_fixed_size_says_so_in_its_name_and_card(
 
 
 def test_onnx_without_its_packages(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_onnx, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
+    monkeypatch.setattr(onnx_graph, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
     with pytest.raises(ConfigError, match="not installed: pip install onnxscript"):
         export_tower(trained, tmp_path / "out", format="onnx")
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 from dino_tower.cli import main
 from dino_tower.errors import ConfigError
-from dino_tower.hub import check_repository, push
+from dino_tower.export.hub import check_repository, push
 
 MakeRun = Callable[[str], Path]
 TOKEN = "hf_of_a_test"

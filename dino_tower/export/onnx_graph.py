@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from dino_tower.errors import ConfigError
+from dino_tower.export.same_features import Forward, native_size
 from dino_tower.positions import follow_any_size
-from dino_tower.same_features import Forward, native_size
 from dino_tower.tokens import Tokens
 from dino_tower.tower import Tower
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dino_tower.errors import ConfigError
-from dino_tower.explorer_files import Folder, find_images, short_names
-from dino_tower.explorer_page import explorer_page
-from dino_tower.explorer_pictures import Sight, write_pictures
+from dino_tower.explorer.files import Folder, find_images, short_names
+from dino_tower.explorer.page import explorer_page
+from dino_tower.explorer.pictures import Sight, write_pictures
 from dino_tower.images import UnreadableImage, read_image
 from dino_tower.tokens import Tokens
 from dino_tower.tower import Tower, load_tower

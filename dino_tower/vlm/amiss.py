@@ -7,9 +7,9 @@ from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 from dino_tower.errors import ConfigError
-from dino_tower.vlm_facts import Vlm
-from dino_tower.vlm_settings import STRATEGY, dropped
-from dino_tower.vlm_vision import Vision, weights_of
+from dino_tower.vlm.facts import Vlm
+from dino_tower.vlm.settings import STRATEGY, dropped
+from dino_tower.vlm.vision import Vision, weights_of
 
 if TYPE_CHECKING:
     from dino_tower.vlm import ImageTokens

@@ -1,7 +1,7 @@
 """Which settings a VLM of transformers needs for a tower, and a warning where the two misunderstand each other.
 
 A VLM does not look at its tower: it cuts off one token, or none, and takes the rest for patches. Registers become image
-tokens, a tower without a class token loses a patch, and nobody says so. The facts are in `vlm_facts.py`.
+tokens, a tower without a class token loses a patch, and nobody says so. The facts are in `facts.py`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dino_tower.errors import ConfigError, unknown
-from dino_tower.vlm_amiss import processor_amiss, reload_amiss, settings_amiss, tokens_amiss, weights_amiss
-from dino_tower.vlm_dense import check_dense
-from dino_tower.vlm_facts import ANY_TOKENS, DENSE, VLMS, Dense, Vlm
-from dino_tower.vlm_settings import STRATEGY, dropped, settings
-from dino_tower.vlm_vision import Vision, vision_of
+from dino_tower.vlm.amiss import processor_amiss, reload_amiss, settings_amiss, tokens_amiss, weights_amiss
+from dino_tower.vlm.dense import check_dense
+from dino_tower.vlm.facts import ANY_TOKENS, DENSE, VLMS, Dense, Vlm
+from dino_tower.vlm.settings import STRATEGY, dropped, settings
+from dino_tower.vlm.vision import Vision, vision_of
 
 NORM_UNUSED = (
     "the patches are read before the tower's final norm, which gets no gradient: freeze it, or DDP takes it for unused"
@@ -66,7 +66,7 @@ class ImageTokens:
 def image_tokens_for(vlm: Any, tower: Any, image_size: int | None = None) -> ImageTokens:
     """The settings that a VLM class needs for a tower.
 
-    vlm: a class of `vlm_facts.VLMS`, its name, or a model or config of it (whose settings do not matter here).
+    vlm: a class of `facts.VLMS`, its name, or a model or config of it (whose settings do not matter here).
     tower: a Tower, a vision model or config of transformers, or a TOWER by name. image_size: pixels; default: what the
     tower's processor crops to, or the tower's native size where the VLM or the tower takes no other.
     Raises ConfigError, with the reason, where the two do not work together.
@@ -103,7 +103,7 @@ def image_tokens_for(vlm: Any, tower: Any, image_size: int | None = None) -> Ima
 def check_vlm(vlm: Any, tower: Any, processor: Any = None) -> list[str]:
     """Warn where a VLM silently misuses a tower; the warnings are also returned.
 
-    vlm: as for `image_tokens_for`, or a class of `vlm_facts.DENSE`. A config is judged by its settings, a model by its
+    vlm: as for `image_tokens_for`, or a class of `facts.DENSE`. A config is judged by its settings, a model by its
     settings and (where `tower` is a Tower or a model) its weights, a class by its defaults.
     tower: as for `image_tokens_for`. processor: the VLM's processor, to be judged as well.
     Raises ConfigError where the combination cannot work: transformers would fail later, with a message about shapes.

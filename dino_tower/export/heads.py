@@ -8,7 +8,7 @@ import torch
 
 from dino_tower.checkpoint import checkpoints, load_tensors, save_tensors
 from dino_tower.errors import ConfigError
-from dino_tower.same_features import Forward, forward_of
+from dino_tower.export.same_features import Forward, forward_of
 from dino_tower.tower import Tower, load_tower
 
 HEADS = "heads.safetensors"

@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image
 
 from dino_tower.pages import asset, data_uri, duration_text, escape, json_block, number_text, page, write_page
-from dino_tower.run_curves import curve_sections, knn_points, random_knn, smooth_loss
-from dino_tower.run_log import RunLog, number, points, read_run, run_pictures, setting
+from dino_tower.run.curves import curve_sections, knn_points, random_knn, smooth_loss
+from dino_tower.run.log import RunLog, number, points, read_run, run_pictures, setting
 
 MOST_MOMENTS = 24  # steps whose pictures go into the page: more would make it heavy to send around
 MOST_IMAGES = 8

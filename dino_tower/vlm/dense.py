@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dino_tower.errors import ConfigError
-from dino_tower.vlm_facts import DENSE, LAYOUTS, Dense
-from dino_tower.vlm_vision import Vision, vision_of
+from dino_tower.vlm.facts import DENSE, LAYOUTS, Dense
+from dino_tower.vlm.vision import Vision, vision_of
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def export(argv: list[str]) -> None:
     if options.private and not options.push_to_hub:
         parser.error("--private says how to push: give --push-to-hub OWNER/NAME, too")
     note = _text(options.note) if options.note else ""
-    from dino_tower.export import export_tower
+    from dino_tower.export.writing import export_tower
 
     export_tower(
         options.run,

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dino_tower.vlm_facts import Vlm
-from dino_tower.vlm_vision import Vision
+from dino_tower.vlm.facts import Vlm
+from dino_tower.vlm.vision import Vision
 
 STRATEGY = "vision_feature_select_strategy"
 Arguments = dict[str, Any]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from dino_tower.curves import Level, Mark, Point, Series, curve, smoothed
 from dino_tower.pages import number_text
-from dino_tower.run_log import Row, RunLog, number, points, setting
+from dino_tower.run.log import Row, RunLog, number, points, setting
 
 
 class Drawn(NamedTuple):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dino_tower.scene_drawing import COLOURS
+from dino_tower.scenes.drawing import COLOURS
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from transformers import logging as transformers_logging
 
 from dino_tower.checkpoint import DIGESTS, check_digests, checkpoints, reason, write_atomically
 from dino_tower.errors import ConfigError, unknown
-from dino_tower.export_formats import FORMATS, find_format
-from dino_tower.export_onnx import onnx_file
-from dino_tower.hub import check_repository, push
-from dino_tower.model_card import Facts, check_license, model_card, training_of
-from dino_tower.model_card_snippets import Snippet, layout_snippets, native_snippets
-from dino_tower.same_features import Forward, Gap, compare, forward_of, native_size, refuse_if_different
+from dino_tower.export.formats import FORMATS, find_format
+from dino_tower.export.hub import check_repository, push
+from dino_tower.export.model_card import Facts, check_license, model_card, training_of
+from dino_tower.export.onnx_graph import onnx_file
+from dino_tower.export.same_features import Forward, Gap, compare, forward_of, native_size, refuse_if_different
+from dino_tower.export.snippets import Snippet, layout_snippets, native_snippets
 from dino_tower.tower import Tower, load_tower
 
 Say = Callable[[str], object]
@@ -40,7 +40,7 @@ def export_tower(
 ) -> float:
     """Write the newest student or teacher of a run to the directory `out`, with its processor and a model card.
 
-    note: Markdown put into the card, e.g. measured results. format: a key of `export_formats.FORMATS`. license: an
+    note: Markdown put into the card, e.g. measured results. format: a key of `formats.FORMATS`. license: an
     identifier of the Hub. push_to_hub: OWNER/NAME to upload to. say: gets a line for each thing worth knowing.
     Returns the largest difference between the tokens of the run's tower and of what was written, on the same pictures
     (at the native size; at two others too where the format resizes positions in the same way): 0 for the native

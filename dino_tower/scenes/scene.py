@@ -1,7 +1,7 @@
 """The built-in scenes: labelled pictures without end, for the demo, the built-in tower and tests that need labels.
 
 A scene is a function of (level, split, index) alone: the same bytes in every process and on every machine. The levels
-and what they are good for stand in scene_levels.
+and what they are good for stand in levels.py.
 """
 
 from __future__ import annotations
@@ -11,13 +11,20 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from dino_tower import scene_words
 from dino_tower.errors import ConfigError, unknown
-from dino_tower.scene_drawing import SUBPIXEL_BITS, UNIT, Draws, coverage, noise_ground, noise_words, paint, second_tone
-from dino_tower.scene_layout import Plan, lay_out
-from dino_tower.scene_levels import LEVELS, Level
-
-__all__ = ["LEVELS", "SPLITS", "VOID", "Level", "Scene", "SceneObject", "kind_names", "make_scene", "semantic_names"]
+from dino_tower.scenes import words
+from dino_tower.scenes.drawing import (
+    SUBPIXEL_BITS,
+    UNIT,
+    Draws,
+    coverage,
+    noise_ground,
+    noise_words,
+    paint,
+    second_tone,
+)
+from dino_tower.scenes.layout import Plan, lay_out
+from dino_tower.scenes.levels import LEVELS, Level
 
 SPLITS = ("train", "val", "test")
 OCTAVES = (3, 6, 12, 24, 48)  # cells of the ground's noise along a side
@@ -52,17 +59,17 @@ class Scene:
     @cached_property
     def relations(self) -> tuple[tuple[int, str, int], ...]:
         """(i, "left of", j) for positions i, j in `objects`: every relation that clearly holds, both ways round."""
-        return scene_words.relations(self.objects, self.instances)
+        return words.relations(self.objects, self.instances)
 
     @cached_property
     def phrases(self) -> tuple[tuple[str, tuple[int, int, int, int]], ...]:
         """(text, box): texts that are each true of exactly one object, which has that box."""
-        return scene_words.phrases(self.objects, self.relations)
+        return words.phrases(self.objects, self.relations)
 
     @cached_property
     def caption(self) -> str:
         """What is how often (easy, medium) or what is where (hard)."""
-        return scene_words.caption(self.objects, self.relations)
+        return words.caption(self.objects, self.relations)
 
 
 _Patch = tuple[tuple[slice, slice], int]  # (rows, columns) of the picture, pixels covered

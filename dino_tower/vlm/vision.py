@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dino_tower.errors import ConfigError, unknown
-from dino_tower.vlm_facts import LAYOUTS, Layout
+from dino_tower.vlm.facts import LAYOUTS, Layout
 
 
 @dataclass(frozen=True)

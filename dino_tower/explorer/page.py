@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from dino_tower import __version__
-from dino_tower.explorer_features import pack
-from dino_tower.explorer_pictures import Maps, Sight
+from dino_tower.explorer.features import pack
+from dino_tower.explorer.pictures import Maps, Sight
 from dino_tower.pages import asset, data_uri, escape, json_block, number_text, page
 from dino_tower.pictures import COLOURS
 

@@ -22,9 +22,9 @@ from dino_tower.convert.names_timm import native_to_timm
 from dino_tower.convert.names_vit import native_to_vit
 from dino_tower.convert.shape import Shape, fold_layerscale, native_model, shape_of
 from dino_tower.errors import ConfigError, unknown
-from dino_tower.export_heads import open_heads, write_heads
-from dino_tower.export_onnx import open_onnx, write_onnx
-from dino_tower.same_features import Forward, forward_of
+from dino_tower.export.heads import open_heads, write_heads
+from dino_tower.export.onnx_graph import open_onnx, write_onnx
+from dino_tower.export.same_features import Forward, forward_of
 from dino_tower.tower import Tower, load_tower
 
 DINOV2 = ("dinov2", "dinov2_with_registers")

@@ -1,14 +1,14 @@
 """What a scene holds and where: classes, places, sizes and turns of its objects, drawn before anything is painted.
 
-Legend: lengths are in layout units (scene_drawing.UNIT = the picture's side), turns in scene_drawing.TURN-ths.
+Legend: lengths are in layout units (drawing.UNIT = the picture's side), turns in drawing.TURN-ths.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dino_tower.scene_drawing import COLOURS, TURN, UNIT, Draws
-from dino_tower.scene_levels import Level
+from dino_tower.scenes.drawing import COLOURS, TURN, UNIT, Draws
+from dino_tower.scenes.levels import Level
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from dino_tower import __version__
 from dino_tower.errors import ConfigError
-from dino_tower.model_card_snippets import Snippet
-from dino_tower.run_log import Row, RunLog, number, points, read_run
+from dino_tower.export.snippets import Snippet
+from dino_tower.run.log import Row, RunLog, number, points, read_run
 from dino_tower.tower import Tower
 
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")  # the Hub's identifiers: apache-2.0, mit, cc-by-4.0, other

@@ -1,0 +1,1 @@
+"""What a run leaves behind, read again: its log, its curves, its page."""
