@@ -47,22 +47,23 @@ class Alarms:
         return rung
 
 
-def collapse_rules(prototypes: int) -> dict[str, Rule]:
-    """The two ways in which self-distillation dies (DINO, section 5.3), and a run that stopped being a run.
+def collapse_rules(prototypes: int, of: str = "", thing: str = "image") -> dict[str, Rule]:
+    """The two ways in which self-distillation dies (DINO, section 5.3).
 
-    Rows hold `entropy` (mean entropy of the teacher's targets, nats), `usage_entropy` (entropy of their mean) and
-    `loss`.
+    Rows hold `entropy` (mean entropy of the teacher's targets, nats) and `usage_entropy` (entropy of their mean), both
+    with `of` in front: "patch_" for the targets of patches, where `thing` is a patch.
     """
     top = math.log(prototypes)
+    mean, usage, prefix = f"{of}entropy", f"{of}usage_entropy", of.replace("_", "-")
     return {
-        "collapse-to-uniform": Rule(
-            lambda row: row["entropy"] > 0.99 * top and row["usage_entropy"] - row["entropy"] < 0.01 * top,
-            f"the teacher gives every image the same flat answer (entropy at ln K = {top:.2f})",
+        f"{prefix}collapse-to-uniform": Rule(
+            lambda row: row[mean] > 0.99 * top and row[usage] - row[mean] < 0.01 * top,
+            f"the teacher gives every {thing} the same flat answer (entropy at ln K = {top:.2f})",
             "Lower loss.teacher_temp, set head.batch_norm true, or raise optim.base_lr",
         ),
-        "collapse-to-one-prototype": Rule(
-            lambda row: row["usage_entropy"] < 0.02 * top,
-            "the teacher gives every image the same single prototype",
+        f"{prefix}collapse-to-one-prototype": Rule(
+            lambda row: row[usage] < 0.02 * top,
+            f"the teacher gives every {thing} the same single prototype",
             "Raise loss.teacher_temp, lower loss.centre_momentum, or lower optim.base_lr",
         ),
     }

@@ -39,13 +39,14 @@ EPS = 1e-6  # LayerNorm; several of the config classes default to another value
 
 @dataclass(frozen=True)
 class Size:
-    """Width, depth and heads of a ViT; image size and patch in pixels."""
+    """Width, depth and heads of a ViT; image size and patch in pixels; whether its MLPs are SwiGLU."""
 
     width: int
     depth: int
     heads: int
     image_size: int
     patch: int
+    swiglu: bool = False
 
 
 def _plain(size: Size, layerscale: float, drop_path: float) -> PreTrainedModel:
@@ -94,7 +95,8 @@ def _common(size: Size) -> dict[str, Any]:
 
 
 def _dinov2(size: Size, layerscale: float, drop_path: float) -> dict[str, Any]:
-    return {**_common(size), "mlp_ratio": 4, "layerscale_value": layerscale, "drop_path_rate": drop_path}
+    return {**_common(size), "mlp_ratio": 4, "layerscale_value": layerscale, "drop_path_rate": drop_path,
+            "use_swiglu_ffn": size.swiglu}  # fmt: skip
 
 
 SIZES = {"t": (192, 12, 3), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}  # width, depth, heads
@@ -107,6 +109,7 @@ CLASSES: dict[str, Callable[[Size, float, float], PreTrainedModel]] = {
     "_clip": _clip,
 }
 NO_DROP_PATH = ("_siglip", "_clip")
+WITH_SWIGLU = ("", "_reg4")
 RESNETS: dict[str, dict[str, Any]] = {
     # three stages with a total stride of 16, for small pictures on small machines
     "resnet8": {"hidden_sizes": (64, 128, 256), "depths": (1, 1, 1), "layer_type": "basic"},
@@ -129,6 +132,10 @@ def build(
     width: int | None = None,
     depth: int | None = None,
     heads: int | None = None,
+    uniform_drop_path: bool = False,
+    swiglu: bool = False,
+    mask_token: bool = False,
+    token_std: float = 0.02,
 ) -> PreTrainedModel:
     """A freshly initialised backbone, drawing from torch's global random state.
 
@@ -136,26 +143,36 @@ def build(
     drop_path: rate of the last block; the others rise to it linearly, as DINO has it (transformers has one rate).
     layerscale: initial value; exactly 1 means no LayerScale, and its parameters are frozen.
     width, depth, heads: override the named size (for a ResNet, `width` is the width of the first stage).
+    uniform_drop_path: the same rate for every block instead; swiglu: gated MLPs; token_std: of the class token and
+    the registers (DINOv2: 1e-6). mask_token: it is to be trained.
     Raises ConfigError for an unknown name or sizes that do not fit.
     """
     if arch in RESNETS:
+        if swiglu:
+            raise ConfigError(f"{arch} has no MLPs to gate; set --model.swiglu false")
         return _build_resnet(arch, width, depth, heads, drop_path)
     match = re.fullmatch(r"vit([a-z]+)(\d+)((?:_\w+)?)", arch)
     if arch not in names() or not match:
         raise unknown("architecture", arch, names())
     base, patch, family = SIZES[match[1]], int(match[2]), match[3]
-    size = Size(width or base[0], depth or base[1], heads or base[2], image_size, patch)
+    size = Size(width or base[0], depth or base[1], heads or base[2], image_size, patch, swiglu)
     if image_size % patch:
         raise ConfigError(f"image size {image_size} is not a multiple of the patch size {patch} of {arch}")
     if size.width % size.heads:
         raise ConfigError(f"model.width {size.width} does not divide into model.heads {size.heads}")
     if drop_path and family in NO_DROP_PATH:
         raise ConfigError(f"{arch} has no drop path in transformers; set --model.drop-path 0")
+    if swiglu and family not in WITH_SWIGLU:
+        raise ConfigError(f"{arch} has no SwiGLU in transformers; set --model.swiglu false")
     model = CLASSES[family](size, layerscale, drop_path)
     initialise(model)
+    if token_std != 0.02:
+        for name, p in model.named_parameters():
+            if name.endswith(("cls_token", "class_embedding", "register_tokens")):
+                nn.init.normal_(p, std=token_std)
     if drop_path:
-        _linear_drop_path(model, drop_path)
-    _freeze_unused(model, layerscale)
+        _set_drop_path(model, drop_path if uniform_drop_path else 0.0, drop_path)
+    _freeze_unused(model, layerscale, mask_token)
     return model
 
 
@@ -191,15 +208,15 @@ def initialise(model: PreTrainedModel) -> None:
             nn.init.trunc_normal_(p, std=0.02)
 
 
-def _linear_drop_path(model: PreTrainedModel, rate: float) -> None:
+def _set_drop_path(model: PreTrainedModel, first: float, last: float) -> None:
     layers: list[Any] = [m for m in model.modules() if hasattr(m, "drop_path")]
-    for layer, p in zip(layers, torch.linspace(0, rate, len(layers)).tolist(), strict=True):
+    for layer, p in zip(layers, torch.linspace(first, last, len(layers)).tolist(), strict=True):
         layer.drop_path.drop_prob = p
     model.config.drop_path_rate = 0.0  # a client that fine-tunes the tower asks for its own
 
 
-def _freeze_unused(model: PreTrainedModel, layerscale: float) -> None:
+def _freeze_unused(model: PreTrainedModel, layerscale: float, mask_token: bool) -> None:
     """What gets no gradient must not ask for one: DDP waits for it, weight decay moves it."""
     for name, p in model.named_parameters():
-        if name.endswith("mask_token") or (layerscale == 1 and name.endswith("lambda1")):
+        if (name.endswith("mask_token") and not mask_token) or (layerscale == 1 and name.endswith("lambda1")):
             p.requires_grad_(False)

@@ -19,9 +19,12 @@ from dino_tower.errors import ConfigError, unknown
 # command -> (module:function, what it does). The function takes the words after the command; None or 0 is success.
 COMMANDS: dict[str, tuple[str, str]] = {
     "pretrain": ("dino_tower.pretrain.command:main", "train a vision tower on your own images"),
+    "adapt": ("dino_tower.adapters.command:main", "adapt a tower to a task: PEFT, heads, text"),
     "show": ("dino_tower.cli:show", "draw a run, or what a tower sees in your pictures, as one HTML page"),
     "export": ("dino_tower.export.command:export", "write a run's tower for transformers, timm, ONNX, ..."),
     "convert": ("dino_tower.export.command:convert", "write weights in another library's layout"),
+    "eval": ("dino_tower.eval.command:evaluate", "benchmark towers side by side on dense tasks"),
+    "report": ("dino_tower.eval.command:report", "draw one or several benchmarks as one HTML page"),
     "demo": ("dino_tower.cli:demo", "train on built-in pictures and compare with an untrained tower"),
 }
 INTERRUPTED = 130  # what a shell reports after Ctrl-C

@@ -135,6 +135,18 @@ def _scalar(kind: type, value: Any, where: str) -> Any:
     return number
 
 
+def differences(a: object, b: object, prefix: str = "") -> list[tuple[str, object, object]]:
+    """(dotted key, value in a, value in b) of every setting that differs."""
+    found: list[tuple[str, object, object]] = []
+    for name, old in vars(a).items():
+        new = getattr(b, name)
+        if hasattr(old, "__dataclass_fields__"):
+            found += differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append((f"{prefix}{name}", old, new))
+    return found
+
+
 def words_to_tree(schema: type, argv: Sequence[str], where: str = "command line") -> Tree:
     """`--section.key value ...` (or `--key=value`; a bare flag means true; a repeated one collects) as a nested tree.
 

@@ -26,9 +26,11 @@ from dino_tower.architectures import initialise
 from dino_tower.errors import ConfigError, unknown
 from dino_tower.families import FAMILIES
 from dino_tower.families.family import Model
+from dino_tower.fused import FusedTower
+from dino_tower.text_tower import KIND as ALIGNED
 
 # Models of two halves: the vision half becomes the tower.
-TWO_HALVES = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "siglip2": "siglip2_vision_model"}
+TWO_HALVES = ("clip", "siglip", "siglip2", ALIGNED)
 OTHER_CLASS = {"vit_mae": "vit"}  # families whose weights are read into a class of another one
 WITHOUT_POOLER = ("vit", "deit")  # the pooler is no part of a tower, and often not in the file
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": None}
@@ -69,7 +71,7 @@ def load_transformers(folder: str, name: str, dtype: torch.dtype | None, untrain
     """
     _check_files(folder, name)
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             kind = config.model_type
             if kind not in FAMILIES and kind not in TWO_HALVES and kind not in OTHER_CLASS:
@@ -149,8 +151,10 @@ def _draw(config: Any, dtype: torch.dtype | None) -> Model:
     else:
         model = AutoModel.from_config(config)
     vision = model.vision_model if kind in TWO_HALVES else model
-    if vision.config.model_type in DRAWN_AS_DINO:
-        initialise(vision)
+    encoders: list[Any] = list(vision.members) if isinstance(vision, FusedTower) else [vision]
+    for encoder in encoders:
+        if encoder.config.model_type in DRAWN_AS_DINO:
+            initialise(encoder)
     return model.to(dtype) if dtype else model
 
 
@@ -163,7 +167,7 @@ def _without_place(model: Model, unexpected: list[str]) -> list[str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bar, and no report about heads that a tower has no use for."""
     shown, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()

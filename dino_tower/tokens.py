@@ -32,10 +32,16 @@ class Tokens(NamedTuple):
         return self.cls if self.cls is not None else self.patches.mean((1, 2))
 
 
-def tokens(model: Model, pixels: Tensor) -> Tokens:
-    """The tokens after the final norm. Differentiable. Raises ConfigError for a class that is not in FAMILIES."""
+def tokens(model: Model, pixels: Tensor, masks: Tensor | None = None) -> Tokens:
+    """The tokens after the final norm. Differentiable. Raises ConfigError for a class that is not in FAMILIES.
+
+    masks: bool [B, h, w], patches in whose place the model sees its mask token; for Dinov2, its kind with registers,
+    and DINOv3 of transformers, whose outputs are normed already.
+    """
     family = family_of(model)
-    return _split(family, model, family.forward(model, pixels), pixels)
+    if masks is None:
+        return _split(family, model, family.forward(model, pixels), pixels)
+    return _split(family, model, model(pixels, bool_masked_pos=masks.flatten(1)).last_hidden_state, pixels)
 
 
 def layers(model: Model, pixels: Tensor, which: int | Sequence[int], norm: bool = True) -> list[Tokens]:
@@ -109,7 +115,7 @@ def width(model: Model) -> int:
 
 def _last_attention_module(family: Family, model: Model) -> nn.Module:
     if family.attention is None:
-        raise ConfigError(f"a {family_name(model)} is convolutional: it has no attention and no keys")
+        raise ConfigError(f"a {family_name(model)} has no attention and no keys: it is convolutional or fused")
     return family.attention(list(family.blocks(model))[-1])
 
 

@@ -18,7 +18,7 @@ from dino_tower.families import family_name, family_of
 from dino_tower.families.of_transformers import unpatchify
 from dino_tower.images import UnreadableImage, read_image
 from dino_tower.loading import Loaded, dtype_of
-from dino_tower.text import embed, text_embeddings
+from dino_tower.text import embed, embed_patches, patch_part, text_embeddings
 from dino_tower.tokens import Tokens, last_attention, last_keys, layers, patch_size, tokens, width
 from dino_tower.towers import find, open_tower
 
@@ -65,6 +65,20 @@ class Tower:
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
         return self
+
+    @property
+    def has_text(self) -> bool:
+        """Whether it has a text encoder: `text` and `embed` work."""
+        return self._whole is not None
+
+    @property
+    def text_kind(self) -> str:
+        """What ties pictures to texts: "clip", "siglip", "siglip2", "dino_tower_text"; "" without a text encoder."""
+        return "" if self._whole is None else str(self._whole.config.model_type)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every weight by its name, those of the text encoder too."""
+        return dict((self.model if self._whole is None else self._whole).state_dict())
 
     @torch.no_grad()
     def __call__(self, images: Images, size: Size = None) -> Tokens | list[Tokens]:
@@ -115,9 +129,28 @@ class Tower:
         return torch.cat([embed(self._with_text(), part) for part in (out if isinstance(out, list) else [out])])
 
     @torch.no_grad()
-    def text(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings [N, E] of texts, not normalised, where the encoder has them; ConfigError otherwise."""
-        return text_embeddings(self._with_text(), self._folder, self.name, texts)
+    def embed_patches(self, images: Images, size: Size = None) -> Tensor:
+        """Every patch [B, h, w, F] in the space of `text(..., patches=True)`: for open-vocabulary segmentation.
+
+        Raises ConfigError without a text encoder, for SigLIP, and for pictures whose grids differ.
+        """
+        out = self(images, size)
+        if isinstance(out, list):
+            raise ConfigError("patches: the pictures have different grids; give them one by one or set size=(H, W)")
+        return self.project(out)
+
+    def project(self, found: Tokens) -> Tensor:
+        """`embed_patches` of tokens after the final norm, which may have been changed on their way: [B, h, w, F]."""
+        return embed_patches(self._with_text(), found)
+
+    @torch.no_grad()
+    def text(self, texts: Sequence[str], patches: bool = False) -> Tensor:
+        """Embeddings [N, E] of texts, not normalised, where the encoder has them; ConfigError otherwise.
+
+        patches: the part [N, F] that patches are compared with, where that is another one than for whole pictures.
+        """
+        found = text_embeddings(self._with_text(), self._folder, self.name, texts)
+        return patch_part(self._with_text(), found) if patches else found
 
     def pixels(self, images: Sequence[Image.Image | str | Path], size: Size = None) -> Tensor | list[Tensor]:
         """Normalised pixels [B, 3, H, W] on the CPU; a list of [1, 3, H, W] where the sizes differ."""

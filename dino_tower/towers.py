@@ -43,6 +43,12 @@ def _open(name: str, what: str, dtype: torch.dtype | None, untrained: bool) -> L
         from dino_tower.published import load_published
 
         return load_published(Path(what), name, untrained)
+    if (Path(what) / "base.json").is_file():
+        from dino_tower.peft_adapter import open_adapted, tower_below
+
+        if untrained:
+            return open_tower(f"random:{tower_below(Path(what)).removeprefix('random:')}", dtype)
+        return open_adapted(Path(what), name, dtype, open_tower)
     return load_transformers(find(what, name), name, dtype, untrained)
 
 
@@ -60,6 +66,8 @@ def find(what: str, name: str = "") -> str:
         if what.removeprefix("builtin:") not in towers:
             raise unknown("built-in tower", what, [f"builtin:{t}" for t in towers], "" if name == what else name)
         return str(BUILTIN / what.removeprefix("builtin:"))
+    if what and (Path(what) / "config.json").is_file():  # an adaptation is a run and, once it is finished, a tower
+        return what
     root, _, who = what.partition("@")
     if (Path(root) / "checkpoints").is_dir() or (Path(root) / "config.yaml").is_file():
         who = who or "student"

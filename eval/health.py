@@ -47,14 +47,20 @@ def positional_r2(train: Tensor, test: Tensor, strength: float = 1e3) -> tuple[f
     than the middle of the grid; it can be below. Compare with the patch embedding's own value: a raw patch of sky also
     tells that it is up.
     """
+    error, spread = (one.sum(0) for one in positional_errors(train, test, strength))
+    y, x = (1 - error / spread.clamp(min=1e-12)).tolist()
+    return y, x
+
+
+def positional_errors(train: Tensor, test: Tensor, strength: float = 1e3) -> tuple[Tensor, Tensor]:
+    """What each test image adds to `positional_r2`: (squared error, squared distance from the middle), [B, 2] each."""
     seen, held = _grid(train), _grid(test)
     standard = standardise(seen.flatten(0, 2))
     head = fit_ridge(standard(seen.flatten(0, 2)), _places(seen), strength)
     truth = _places(held).double()
-    error = (head(standard(held.flatten(0, 2))).double() - truth).square().sum(0)
-    spread = (truth - truth.mean(0)).square().sum(0)
-    y, x = (1 - error / spread.clamp(min=1e-12)).tolist()
-    return y, x
+    error = (head(standard(held.flatten(0, 2))).double() - truth).square()
+    spread = (truth - truth.mean(0)).square()
+    return tuple(one.unflatten(0, (len(held), -1)).sum(1).cpu() for one in (error, spread))  # type: ignore[return-value]
 
 
 def positional_variance(patches: Tensor) -> float:

@@ -19,6 +19,7 @@ from dino_tower.eval.miou import VOID, areas, segmentation_score
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 SOLVERS = ("lbfgs", "ridge")
+STEPS = 60  # of L-BFGS for each strength: the scores do not move after about 40
 
 
 class SegmentationHead(NamedTuple):
@@ -78,16 +79,20 @@ def fit_segmentation(
     held = max(1, round(share * len(patches)))
     validation, fit = order[:held], order[held:]
     tried: dict[float, float] = {}
-    for strength in strengths if len(strengths) > 1 else ():
-        head = SegmentationHead(*_fit(patches[fit], shares[fit], strength, solver), strength, {})
+    start: Linear | None = None
+    for strength in sorted(strengths) if len(strengths) > 1 else ():  # from strong to weak, each from the one before
+        head = SegmentationHead(*_fit(patches[fit], shares[fit], strength, solver, start), strength, {})
+        start = head.classifier
         found = head.predict(patches[validation], (target.shape[-2], target.shape[-1]))
         tried[strength] = segmentation_score(areas(found, target[validation], classes, void)).mean_iou
     # NaN (a slice with nothing labelled) is never the best.
     best = max(tried, key=lambda one: (tried[one] == tried[one], tried[one])) if tried else strengths[0]
-    return SegmentationHead(*_fit(patches, shares, best, solver), best, tried)
+    return SegmentationHead(*_fit(patches, shares, best, solver, start), best, tried)
 
 
-def _fit(patches: Tensor, shares: Tensor, strength: float, solver: str) -> tuple[Linear, Standard]:
+def _fit(
+    patches: Tensor, shares: Tensor, strength: float, solver: str, start: Linear | None = None
+) -> tuple[Linear, Standard]:
     rows, targets = patches.flatten(0, 2), shares.flatten(0, 2)
     labelled = targets.sum(1) > 0
     if not labelled.any():
@@ -96,4 +101,4 @@ def _fit(patches: Tensor, shares: Tensor, strength: float, solver: str) -> tuple
     standard = standardise(rows)
     if solver == "ridge":
         return fit_ridge(standard(rows), targets, strength), standard
-    return fit_logistic(standard(rows), targets, targets.shape[1], strength), standard
+    return fit_logistic(standard(rows), targets, targets.shape[1], strength, start, STEPS), standard

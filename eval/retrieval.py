@@ -97,3 +97,15 @@ def copy_detection(
         [average_precision(np.isin(row, own).nonzero()[0], len(own)) if len(own) else np.nan
          for row, own in zip(ranks, positives, strict=True)]
     )  # fmt: skip
+
+
+def chance(images: int, positives: int, retrieved: int | None = None) -> float:
+    """The expected `average_precision` of a random order of `images`, of which the first `retrieved` are looked at.
+
+    rank r holds a positive with probability p / n, and each one before it with (p - 1) / (n - 1):
+    E = 1 / (2 n) * sum_r (before_r + (1 + (r - 1) q) / r),  before_1 = 1, before_r = q = (p - 1) / (n - 1)
+    """
+    places = np.arange(1, min(images, retrieved or images) + 1)
+    other = (positives - 1) / max(images - 1, 1)
+    before = np.where(places == 1, 1.0, other)
+    return float((before + (1 + (places - 1) * other) / places).sum() / (2 * images))

@@ -45,21 +45,22 @@ def propagate(
             f"{tuple(labels.shape)}; need [h, w, D], [T, h, w, D], [T, C, h, w]"
         )
     frame, keys = F.normalize(features.float(), dim=-1), F.normalize(context.float(), dim=-1)
-    shares = labels.float().permute(0, 2, 3, 1)
+    # Columns before rows: the window of every tile of a band is then one block of memory in each frame.
+    keys, shares = keys.transpose(1, 2), labels.float().permute(0, 3, 2, 1)
     found = shares.new_empty(h, w, labels.shape[1])
     reach = max(h, w) if radius is None else radius
     for top in range(0, h, TILE):
+        bottom, rows = min(top + TILE, h), slice(max(0, top - reach), top + TILE + reach)
+        near, known = keys[:, :, rows].contiguous(), shares[:, :, rows].contiguous()
         for left in range(0, w, TILE):
-            bottom, right = min(top + TILE, h), min(left + TILE, w)
-            window = (slice(max(0, top - reach), bottom + reach), slice(max(0, left - reach), right + reach))
-            queries = frame[top:bottom, left:right].flatten(0, 1)
-            near = keys[:, window[0], window[1]]
-            likeness = queries @ near.flatten(0, 2).T
+            right, columns = min(left + TILE, w), slice(max(0, left - reach), left + TILE + reach)
+            queries, window = frame[top:bottom, left:right].flatten(0, 1), near[:, columns]
+            likeness = queries.expand(len(keys), -1, -1) @ window.flatten(1, 2).transpose(1, 2)
+            far = None
             if radius is not None:
-                far = _far((top, bottom, left, right), (window[0].start, window[1].start), near.shape[1:3], radius,
+                far = _far((top, bottom, left, right), (rows.start, columns.start), window.shape[1:3], radius,
                            neighbourhood, likeness.device)  # fmt: skip
-                likeness.unflatten(1, (len(keys), -1)).masked_fill_(far[:, None], -torch.inf)
-            pooled = _weighted(likeness, shares[:, window[0], window[1]].flatten(0, 2), k, temperature)
+            pooled = _weighted(likeness, far, known[:, columns].flatten(1, 2), k, temperature)
             found[top:bottom, left:right] = pooled.reshape(bottom - top, right - left, -1)
     return found.permute(2, 0, 1)
 
@@ -68,28 +69,40 @@ def _far(
     tile: tuple[int, int, int, int], corner: tuple[int, int], window: tuple[int, ...], radius: int, shape: str,
     device: torch.device,
 ) -> Tensor:  # fmt: skip
-    """[queries, keys] of a tile: which keys of the window lie beyond the radius."""
+    """[queries, places] of a tile: which places of the window [columns, rows] lie beyond the radius."""
     top, bottom, left, right = tile
-    dy = torch.arange(top, bottom, device=device)[:, None] - torch.arange(window[0], device=device) - corner[0]
-    dx = torch.arange(left, right, device=device)[:, None] - torch.arange(window[1], device=device) - corner[1]
-    dy, dx = dy[:, None, :, None], dx[None, :, None, :]
+    dy = torch.arange(top, bottom, device=device)[:, None] - torch.arange(window[1], device=device) - corner[0]
+    dx = torch.arange(left, right, device=device)[:, None] - torch.arange(window[0], device=device) - corner[1]
+    dy, dx = dy[:, None, None], dx[None, :, :, None]
     far = (dy.abs() > radius) | (dx.abs() > radius) if shape == "square" else dy**2 + dx**2 > radius**2
     return far.flatten(2).flatten(0, 1)
 
 
-def _weighted(likeness: Tensor, shares: Tensor, k: int, temperature: float) -> Tensor:
-    """[Q, K] similarities and [K, C] labels -> [Q, C], by the k nearest and those that tie with the last of them."""
-    best = likeness.topk(min(k + 1, likeness.shape[1]), dim=1)
-    values, index = best.values[:, :k], best.indices[:, :k]
+def _weighted(likeness: Tensor, far: Tensor | None, shares: Tensor, k: int, temperature: float) -> Tensor:
+    """[T, Q, P] similarities to places and their labels [T, P, C] -> [Q, C], by the k nearest of all frames and those
+    that tie with the last of them. far [Q, P]: places that do not count.
+
+    The k + 1 largest lie in the k + 1 places whose best frame is largest: only one value a place has to be sorted.
+    """
+    frames, places = len(likeness), likeness.shape[2]
+    best = likeness.amax(0) if far is None else likeness.amax(0).masked_fill_(far, -torch.inf)
+    top = best.topk(min(k + 1, places), dim=1)
+    inner = likeness.gather(2, top.indices.expand(frames, -1, -1))
+    inner = inner.masked_fill_(top.values == -torch.inf, -torch.inf)
+    number = top.indices + places * torch.arange(frames, device=likeness.device)[:, None, None]
+    inner, number = inner.transpose(0, 1).flatten(1), number.transpose(0, 1).flatten(1)
+    largest = inner.topk(min(k + 1, inner.shape[1]), dim=1)
+    values, index = largest.values[:, :k], number.gather(1, largest.indices[:, :k])
     weight = ((values - values[:, :1]) / temperature).exp()
-    pooled = torch.einsum("qk,qkc->qc", weight / weight.sum(1, keepdim=True), shares[index])
-    if best.values.shape[1] > k:
+    pooled = torch.einsum("qk,qkc->qc", weight / weight.sum(1, keepdim=True), shares.flatten(0, 1)[index])
+    if largest.values.shape[1] > k:
         last = values[:, -1]
-        tied = ((best.values[:, k] == last) & (last > -torch.inf)).nonzero()[:, 0]
+        tied = ((largest.values[:, k] == last) & (last > -torch.inf)).nonzero()[:, 0]
         if len(tied):  # equal patches, as in a still scene
-            rows = likeness[tied]
+            rows = likeness[:, tied] if far is None else likeness[:, tied].masked_fill_(far[tied], -torch.inf)
+            rows = rows.transpose(0, 1).flatten(1)
             weight = ((rows - values[tied, :1]) / temperature).exp().where(rows >= last[tied, None], 0.0)
-            pooled[tied] = weight / weight.sum(1, keepdim=True) @ shares
+            pooled[tied] = weight / weight.sum(1, keepdim=True) @ shares.flatten(0, 1)
     return pooled
 
 
@@ -135,14 +148,19 @@ def masks(labels: Tensor, size: tuple[int, int], stretch: bool = True) -> Tensor
     stretch: each channel to 0..1 first (DINO `norm_mask`), so that a small object that faded is not swallowed.
     """
     large = full_labels(labels, size) if stretch else _upsampled(labels, size)
-    return large.argmax(0)
+    best, found = large[0], torch.zeros(size, dtype=torch.int64, device=large.device)
+    for number in range(1, len(large)):  # argmax over few channels, several times as fast; the first of equals wins
+        found.masked_fill_(large[number] > best, number)
+        best = torch.maximum(best, large[number])
+    return found
 
 
 def full_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     """Soft labels [C, h, w] at (H, W), each channel stretched from its smallest value to its largest -> [C, H, W]."""
     large = _upsampled(labels, size)
-    low, high = large.amin((1, 2), keepdim=True), large.amax((1, 2), keepdim=True)
-    return torch.where(high > 0, (large - low) / torch.where(high > low, high - low, 1), large)
+    low, high = (one[:, None, None] for one in large.flatten(1).aminmax(dim=1))
+    span = torch.where((high > 0) & (high > low), high - low, 1.0)
+    return large.sub_(torch.where(high > 0, low, 0.0)).div_(span)
 
 
 def _upsampled(labels: Tensor, size: tuple[int, int]) -> Tensor:

@@ -6,17 +6,22 @@ import resource
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from dino_tower import __version__
 from dino_tower.config import to_tree, to_yaml
+from dino_tower.pretrain.data import Beside
+from dino_tower.pretrain.draws import Place, draw_all
+from dino_tower.pretrain.objectives.settings import describe
+from dino_tower.pretrain.objectives.term import Inputs, Rates
 from dino_tower.pretrain.plan import Plan
-from dino_tower.pretrain.run_directory import RunDirectory
 from dino_tower.pretrain.settings import Config
 from dino_tower.pretrain.state import Trained
 from dino_tower.pretrain.student_teacher import BatchStatistics
+from dino_tower.run.directory import RunDirectory
 from dino_tower.sources import Source
 
 TRIAL_PIXELS = 8 * (2 * 224**2 + 8 * 96**2)  # what a trial step sees: eight images of the published recipe
@@ -30,7 +35,9 @@ class Estimate:
     memory: float
 
 
-def try_step(accelerator: Accelerator, student: nn.Module, trained: Trained, config: Config) -> Estimate:
+def try_step(
+    accelerator: Accelerator, student: nn.Module, trained: Trained, config: Config, global_batch: int, beside: Beside
+) -> Estimate:
     """Time a forward and backward pass on noise and undo it: gradients dropped, batch statistics put back.
 
     Small batches scale up to the real one, so the numbers are estimates.
@@ -40,19 +47,27 @@ def try_step(accelerator: Accelerator, student: nn.Module, trained: Trained, con
     sizes = [crops.global_size] * 2 + [crops.local_size] * crops.locals
     # batch norm in the head needs two rows
     batch = min(config.batch_size, max(2, TRIAL_PIXELS // sum(s * s for s in sizes)))
-    views = [torch.randn(batch, 3, s, s, generator=noise).to(device) for s in sizes]
+    drawn = [draw_all(beside.draws, Place(config.seed, 0, i, 0, i, global_batch)) for i in range(batch)]
+    inputs = Inputs(
+        [torch.randn(batch, 3, s, s, generator=noise).to(device) for s in sizes],
+        torch.zeros(batch, dtype=torch.int64, device=device),
+        ["a picture"] * batch,
+        {name: torch.from_numpy(np.stack([one[name] for one in drawn])).to(device) for name in drawn[0]},
+    )
+    rates = Rates(config.loss.teacher_temp)
     statistics = BatchStatistics(trained.student, trained.teacher)
     for _ in range(2):  # the first pass pays for memory, threads and compilation
         before = _memory(device)
         start = time.perf_counter()
         with torch.no_grad(), accelerator.autocast():
-            targets = trained.centre.targets(trained.teacher(views[:2]), config.loss.teacher_temp)
-        accelerator.backward(student(views, targets))
+            targets = trained.objective.targets(trained.teacher, inputs, rates)
+        accelerator.backward(student(inputs, targets, rates)["loss"])
         seconds = time.perf_counter() - start
         peak = _memory(device)
         for p in student.parameters():
             p.grad = None
     statistics.put_back()
+    trained.objective.forget()
     scale = config.batch_size / batch
     optimiser = 3 * sum(p.numel() * 4 for p in student.parameters() if p.requires_grad)
     return Estimate(seconds * scale * config.compute.accumulate, before + (peak - before) * scale + optimiser)
@@ -88,6 +103,7 @@ def announcement(
         to_yaml(config).rstrip(),
         "",
         f"data         {source.describe()}",
+        f"objective    {describe(config)}",
         f"tower        {config.arch}, {millions:.1f} M parameters, {type(trained.student.backbone).__name__}",
         f"batch        {plan.global_batch} = {config.batch_size} x {world} processes x {config.compute.accumulate}",
         f"length       {plan.steps} steps, {plan.epochs:.1f} epochs of {plan.steps_per_epoch} steps{compressed}",

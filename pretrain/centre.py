@@ -41,13 +41,22 @@ class Centre(nn.Module):
         self.rows += len(rows)
 
     @torch.no_grad()
+    def observe_mean(self, mean: Tensor, rows: int) -> None:
+        """Collect the mean [1, K] of so many rows of logits."""
+        self.seen += mean.float() * rows
+        self.rows += rows
+
+    @torch.no_grad()
     def commit(self) -> None:
         """Move the centre: c <- m c + (1 - m) mean, the mean taken over what all processes observed."""
         rows = self.rows
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self.seen)
-            rows *= dist.get_world_size()
-        self.centre.mul_(self.momentum).add_(self.seen / rows, alpha=1 - self.momentum)
+            counts = torch.tensor(rows, device=self.seen.device)  # of masked patches each process has its own number
+            dist.all_reduce(counts)
+            rows = int(counts)
+        if rows:
+            self.centre.mul_(self.momentum).add_(self.seen / rows, alpha=1 - self.momentum)
         self.forget()
 
     def forget(self) -> None:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
-from dino_tower.config import Tree, from_tree, read_yaml, words_to_tree
+from dino_tower.config import Tree, differences, from_tree, read_yaml, words_to_tree
 from dino_tower.errors import ConfigError, unknown
+from dino_tower.pretrain.objectives.settings import check_terms
 from dino_tower.pretrain.settings import Config
 
 PRESETS = Path(str(files("dino_tower.pretrain"))) / "presets"
@@ -85,18 +86,6 @@ def must_stay(key: str) -> bool:
     return not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
 
 
-def differences(a: object, b: object, prefix: str = "") -> list[tuple[str, object, object]]:
-    """(dotted key, value in a, value in b) of every setting that differs."""
-    found: list[tuple[str, object, object]] = []
-    for name, old in vars(a).items():
-        new = getattr(b, name)
-        if hasattr(old, "__dataclass_fields__"):
-            found += differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            found.append((f"{prefix}{name}", old, new))
-    return found
-
-
 def check(config: Config) -> None:
     """Raise ConfigError, naming the key, for values that no run can use."""
     model, head, loss, optim = config.model, config.head, config.loss, config.optim
@@ -108,7 +97,8 @@ def check(config: Config) -> None:
         "head.prototypes": head.prototypes, "head.hidden": head.hidden, "head.bottleneck": head.bottleneck,
         "loss.student_temp": loss.student_temp, "loss.teacher_temp": loss.teacher_temp,
         "loss.teacher_temp_start": loss.teacher_temp_start, "source.window": config.source.window,
-        "source.max_samples": config.source.max_samples,
+        "source.max_samples": config.source.max_samples, "optim.layer_decay": optim.layer_decay,
+        "model.layerscale": model.layerscale,
     }  # fmt: skip
     not_negative: dict[str, float] = {
         "workers": config.workers, "seed": config.seed, "optim.base_lr": optim.base_lr, "optim.min_lr": optim.min_lr,
@@ -117,11 +107,15 @@ def check(config: Config) -> None:
         "loss.teacher_temp_warmup": loss.teacher_temp_warmup, "monitor.minutes": config.monitor.minutes,
         "monitor.knn_images": config.monitor.knn_images, "monitor.pictures": config.monitor.pictures,
         "faults.keep_every": config.faults.keep_every, "faults.max_skipped": config.faults.max_skipped,
+        "optim.patch_embed_lr": optim.patch_embed_lr,
+        "optim.freeze_backbone_epochs": optim.freeze_backbone_epochs, "optim.backbone_lr": optim.backbone_lr,
+        "model.token_std": model.token_std,
         "faults.max_bad_steps": config.faults.max_bad_steps, "faults.max_rollbacks": config.faults.max_rollbacks,
     }  # fmt: skip
     shares: dict[str, float] = {
         "teacher.momentum": config.teacher.momentum, "teacher.momentum_end": config.teacher.momentum_end,
         "loss.centre_momentum": loss.centre_momentum, "model.drop_path": model.drop_path,
+        "optim.layer_decay": optim.layer_decay,
     }  # fmt: skip
     for key, value in positive.items():
         if value is not None and value <= 0:
@@ -139,3 +133,6 @@ def check(config: Config) -> None:
         raise ConfigError("pixels.mean and pixels.std belong together; give both or neither")
     if std is not None and min(std) <= 0:
         raise ConfigError(f"pixels.std is {std}; each must be above 0")
+    if config.arch.startswith("resnet") and (optim.layer_decay, optim.patch_embed_lr) != (1, 1):
+        raise ConfigError(f"{config.arch} has no blocks: leave optim.layer_decay and optim.patch_embed_lr at 1")
+    check_terms(config)

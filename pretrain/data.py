@@ -1,13 +1,14 @@
 """The training loader: a pure function of (seed, start position) for any number of workers, by fork or by spawn.
 
-B: batch of one rank; V: local views; S: size of a view in pixels. The order of samples is `order.py`'s.
+B: batch of one rank; V: local views; S: size of a view in pixels. The order of samples is `order.py`'s, what is drawn
+for them beside their views `draws.py`'s.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from torch import Tensor
 from dino_tower.errors import ConfigError
 from dino_tower.images import UnreadableImage
 from dino_tower.pretrain.crops import CropsConfig, at_least, draw_views, make_views
+from dino_tower.pretrain.draws import Draw, Place, draw_all
 from dino_tower.pretrain.order import BatchKey, Order, batch_keys, epoch_order, sample_rng, steps_in_epoch
-from dino_tower.pretrain.skipped import SkippedLog, TooManySkipped
 from dino_tower.sources import NO_LABEL, Mixture, Sample, Source, load_batches
+from dino_tower.sources.skipped import SkippedLog, TooManySkipped
 from dino_tower.sources.workers import read_ahead
 
 PREFETCH = 2  # batches that each worker prepares ahead
@@ -40,10 +42,13 @@ class Batch:
     positions: np.ndarray  # int64 [B] in the epoch's order
     epoch: int
     skipped: list[tuple[str, str]]  # (id, reason); others stand in for these, unless there are no views
+    captions: list[str] = field(default_factory=list)  # if they are asked for
+    drawn: dict[str, Tensor] = field(default_factory=dict)  # [B, ...] by name
 
     def pin_memory(self) -> Batch:
         """Page-locked copies, for DataLoader(pin_memory=True)."""
-        return replace(self, views=[view.pin_memory() for view in self.views], labels=self.labels.pin_memory())
+        views, drawn = [view.pin_memory() for view in self.views], {k: v.pin_memory() for k, v in self.drawn.items()}
+        return replace(self, views=views, drawn=drawn, labels=self.labels.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,27 @@ class DrawnKey:
     samples: list[Sample | UnreadableImage] | None = None
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What a sample brings beside its views: what the draws draw, and its caption if asked for."""
+
+    draws: tuple[Draw, ...] = ()
+    captions: bool = False
+
+
+NOTHING = Beside()
+
+
+@dataclass(frozen=True)
+class Made:
+    """One sample, read, cut and drawn."""
+
+    sample: Sample
+    views: list[np.ndarray]
+    drawn: dict[str, np.ndarray]
+    caption: str | None
+
+
 class BatchMaker:
     """Turns a DrawnKey into a Batch, in whatever process it finds itself.
 
@@ -73,8 +99,11 @@ class BatchMaker:
     `tries` failures in a row for one place give a Batch without views, whose `skipped` says why.
     """
 
-    def __init__(self, source: Source, views: MakeViews, seed: int, world: int, tries: int) -> None:
+    def __init__(
+        self, source: Source, views: MakeViews, seed: int, world: int, tries: int, beside: Beside, global_batch: int
+    ) -> None:
         self.source, self.views, self.seed, self.world, self.tries = source, views, seed, world, tries
+        self.beside, self.global_batch = beside, global_batch
         self._order: Order | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -94,43 +123,52 @@ class BatchMaker:
 
     def __call__(self, work: DrawnKey) -> Batch:
         """Read, crop and stack."""
-        views: list[list[np.ndarray]] = []
-        samples: list[Sample] = []
+        made: list[Made] = []
         skipped: dict[str, str] = {}
         for place in range(len(work.drawn)):
             found = self._first_readable(work, place, skipped)
             if found is None:
                 none = torch.empty(0, dtype=torch.int64)
                 return Batch([], [], none, work.key.positions, work.key.epoch, [*skipped.items()])
-            samples.append(found[0])
-            views.append(found[1])
+            made.append(found)
+        labels = [NO_LABEL if one.sample.label is None else one.sample.label for one in made]
         return Batch(
-            [torch.from_numpy(np.stack(same)) for same in zip(*views, strict=True)],
-            [sample.id for sample in samples],
-            torch.tensor([NO_LABEL if sample.label is None else sample.label for sample in samples], dtype=torch.int64),
+            [torch.from_numpy(np.stack(same)) for same in zip(*(one.views for one in made), strict=True)],
+            [one.sample.id for one in made],
+            torch.tensor(labels, dtype=torch.int64),
             work.key.positions,
             work.key.epoch,
             [*skipped.items()],
+            [one.caption for one in made if one.caption is not None],
+            {name: torch.from_numpy(np.stack([one.drawn[name] for one in made])) for name in made[0].drawn},
         )
 
-    def _first_readable(
-        self, work: DrawnKey, place: int, skipped: dict[str, str]
-    ) -> tuple[Sample, list[np.ndarray]] | None:
+    def _first_readable(self, work: DrawnKey, place: int, skipped: dict[str, str]) -> Made | None:
         index, repeat = work.drawn[place]
         sample = self._fetch(index) if work.samples is None else work.samples[place]
+        position = int(work.key.positions[place])
         for attempt in range(self.tries):
             if attempt:
                 order = self.order(work.key.epoch)
-                index, repeat = order.at((int(work.key.positions[place]) + attempt * self.world) % len(order))
+                index, repeat = order.at((position + attempt * self.world) % len(order))
                 sample = self._fetch(index)
             try:
                 if isinstance(sample, UnreadableImage):
                     raise sample
                 # `attempt` keeps a stand-in's crops apart from those it gets at its own place.
-                return sample, self.views(sample, sample_rng(self.seed, work.key.epoch, index, repeat + attempt))
+                at = Place(self.seed, work.key.epoch, index, repeat + attempt, position, self.global_batch)
+                views = self.views(sample, sample_rng(self.seed, at.epoch, at.index, at.repeat))
+                return Made(sample, views, draw_all(self.beside.draws, at), self._caption(sample))
             except UnreadableImage as error:
                 skipped[self.source.sample_id(index)] = error.reason
         return None
+
+    def _caption(self, sample: Sample) -> str | None:
+        if not self.beside.captions:
+            return None
+        if not (caption := sample.caption):
+            raise UnreadableImage("no caption")
+        return caption
 
     def _fetch(self, index: int) -> Sample | UnreadableImage:
         try:
@@ -143,6 +181,7 @@ def build_loader(
     source: Source,
     crops: CropsConfig | MakeViews,
     *,
+    beside: Beside = NOTHING,
     seed: int,
     batch_size: int,
     rank: int = 0,
@@ -159,7 +198,8 @@ def build_loader(
 ) -> Generator[Batch]:
     """Yield the Batches of one rank for the optimiser steps start_step .. total_steps - 1, `accumulate` for each step.
 
-    `crops` is a configuration, or a function (sample, rng) -> list of uint8 [S, S, 3]. `steps_per_epoch` defaults to
+    `crops` is a configuration, or a function (sample, rng) -> list of uint8 [S, S, 3]; `beside` says what a sample
+    brings beside these views (one without a caption that is asked for is unreadable). `steps_per_epoch` defaults to
     all that the source has. Global random states are neither read nor changed. Close the iterator to end the workers.
 
     Raises:
@@ -171,7 +211,8 @@ def build_loader(
     whole = steps_in_epoch(len(source), batch_size * world * accumulate)
     log = SkippedLog(skipped_log, max_skipped, len(source))
     views = CropViews(crops) if isinstance(crops, CropsConfig) else crops
-    maker = BatchMaker(source, views, seed, world, min(log.limit + 1, len(source)))
+    tries, global_batch = min(log.limit + 1, len(source)), batch_size * world * accumulate
+    maker = BatchMaker(source, views, seed, world, tries, beside, global_batch)
     keys = batch_keys(
         batch_size=batch_size,
         rank=rank,

@@ -8,7 +8,7 @@ is compared with and n_v their number (1 for a global view, 2 for a local one),
     dL/ds = (n softmax(s) - T) / (B (2 V - 2))
 
 It is the published double loop over pairs of views (main_dino.py::DINOLoss; DINO, section 3.1) in one pass a view, over
-chunks of prototypes that stay in a core's cache. Forward takes logsumexp and agreement from a chunk's logits and leaves
+chunks of prototypes that stay near a core. Forward takes logsumexp and agreement from a chunk's logits and leaves
 them where backward will write the chunk's part of dL/dW: R numbers a prototype where d are wanted. With more rows than
 fit there, or a weight without gradient, backward computes them again. Of a weight-normalised layer the rows
 W = g v / |v| are not stored either, since scaling logits is cheaper, and the gradient's part along v, which the
@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_LOGITS = 5 * 2**15  # logits alive at a time: 640 KiB, which with their parts of W and dL/dW fit a core's cache
-GPU_CHUNKS = 32  # times as many on a GPU, where the number of launches counts
+CHUNK_LOGITS = 5 * 2**17  # logits alive at a time, 2.5 MiB: with fewer the calls cost more than caches save
+GPU_CHUNKS = 8  # times as many on a GPU, where the number of launches counts
 
 
 def dino_loss(
@@ -85,7 +85,7 @@ class _DinoLoss(torch.autograd.Function):
         for chunk in layer.chunks():
             products = layer.products_again(chunk)
             # the largest logit, not the logsumexp, is taken off: it subtracts exactly
-            p = layer.scaled(products, chunk).sub_(top).exp_().mul_(share)
+            p = layer.scaled(products, chunk, top).exp_().mul_(share)
             first, second, local = _by_view(p, batch)
             t = targets[..., chunk]
             first -= t[1]
@@ -132,10 +132,13 @@ class LastLayer:
         """The same in backward."""
         return self.products(chunk) if self.kept is None else self._place(self.kept[chunk])
 
-    def scaled(self, products: Tensor, chunk: slice) -> Tensor:
-        """The logits [R, c] in the working memory, fp32."""
+    def scaled(self, products: Tensor, chunk: slice, less: Tensor | None = None) -> Tensor:
+        """The logits [R, c] in the working memory, fp32, less a number for each row [R, 1]."""
         room = self.room[: products.numel()].view_as(products)
-        return room.copy_(products) if self.scale is None else torch.mul(products, self.scale[chunk].T, out=room)
+        if self.scale is None:
+            return room.copy_(products) if less is None else torch.sub(products, less, out=room)
+        scale = self.scale[chunk].T
+        return torch.mul(products, scale, out=room) if less is None else torch.addcmul(-less, products, scale, out=room)
 
     def gradient(self) -> Tensor:
         """Memory for the weight's gradient: that of what is kept, chunk by chunk."""
@@ -163,7 +166,7 @@ class LastLayer:
                 dw[chunk] = 0
         else:
             scale, length = self.scale[chunk], self.length[chunk]
-            along = (ds * products).sum(0)[:, None] * factor
+            along = products.mul_(ds).sum(0, dtype=ds.dtype)[:, None] * factor
             ds = ds.mul_(scale.T).to(self.rows.dtype)
             if dg is not None:
                 dg[chunk] = along / length

@@ -68,25 +68,34 @@ def stratified_masks(
     grid: Grid,
     share: float = 0.5,
     ratios: tuple[float, float] = (0.1, 0.5),
-    smallest: int = 4,
 ) -> Mask:
     """DINOv2's masks of the 2 B global crops of a batch [images, h, w], in random order.
 
+    Raises ValueError for a share or ratios out of 0 to 1.
+    """
+    return np.stack([stratum_mask(rng, grid, *stratum) for stratum in strata(rng, images, share, ratios).tolist()])
+
+
+def strata(rng: Generator, images: int, share: float, ratios: tuple[float, float]) -> NDArray[np.float64]:
+    """The least and the most that each image of a batch hides [images, 2], in random order; (0, 0): nothing.
+
     int(images * share) of them are masked. The range of ratios is cut into that many equal parts and each masked image
-    draws from its own part, so that every batch hides about the same number of patches. No block is larger than
-    half of the grid. Raises ValueError for a share or ratios out of 0 to 1.
+    gets its own, so that every batch hides about the same number of patches. Errors as stratified_masks.
     """
     if not 0 <= share <= 1 or not 0 <= ratios[0] <= ratios[1] <= 1:
         raise ValueError(f"share of masked images {share}, mask ratios {ratios}: all in 0..1, the lower ratio first")
-    patches = grid[0] * grid[1]
-    masks = np.zeros((images, *grid), bool)
     masked = int(images * share)
     edges = np.linspace(*ratios, masked + 1)
-    for i in range(masked):
-        count = int(patches * rng.uniform(edges[i], edges[i + 1]))
-        masks[i] = block_mask(rng, grid, count, smallest, largest=patches / 2)
-    rng.shuffle(masks)
-    return masks
+    bounds = np.zeros((images, 2))
+    bounds[:masked] = np.stack([edges[:-1], edges[1:]], axis=1)
+    rng.shuffle(bounds)
+    return bounds
+
+
+def stratum_mask(rng: Generator, grid: Grid, least: float, most: float, smallest: int = 4) -> Mask:
+    """The mask [h, w] of an image that hides a share between the two; no block is larger than half of the grid."""
+    patches = grid[0] * grid[1]
+    return block_mask(rng, grid, int(patches * rng.uniform(least, most)), smallest, largest=patches / 2)
 
 
 def block_mask(rng: Generator, grid: Grid, count: float, smallest: float, largest: float = math.inf) -> Mask:

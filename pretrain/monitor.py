@@ -1,12 +1,9 @@
-"""Is the run healthy? Cheap numbers of every logged step, and a longer look at the teacher every few minutes.
-
-B images, K prototypes, D features.
-"""
+"""Is the run healthy? A look at the teacher every few minutes, beside what the terms say of each logged step."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,37 +15,18 @@ from torch import Tensor
 from dino_tower.images import UnreadableImage
 from dino_tower.knn import knn_accuracy
 from dino_tower.pictures import PcaBasis, attention_picture, pca_basis, pca_picture, pca_scores
-from dino_tower.pretrain.centre import Centre
 from dino_tower.pretrain.networks import make_backbone
 from dino_tower.pretrain.pixels import Normalise
-from dino_tower.pretrain.run_directory import RunDirectory
 from dino_tower.pretrain.settings import Config
 from dino_tower.pretrain.student_teacher import Network
+from dino_tower.run.directory import RunDirectory
 from dino_tower.sources import NO_LABEL, Source
 from dino_tower.tokens import Tokens, last_attention, tokens
 
 NEIGHBOURS = (5, 10, 20)
 BATCH = 64
+FALL = 0.03  # of k-NN accuracy: twice its standard error on 1,000 images
 SHARE_OF_TIME = 0.05  # what looking may cost
-
-
-@torch.no_grad()
-def health(targets: Tensor, loss: Tensor, centre: Centre) -> dict[str, float]:
-    """Numbers of one step, from the teacher's probabilities [2, B, K] and the loss.
-
-    entropy: mean over images, nats, at most ln K. usage_entropy: of the mean target; prototypes_used: its exponential.
-    kl: loss less entropy, what the student has still to learn of the teacher. centre_norm: L2.
-    """
-    entropy = torch.special.entr(targets).sum(-1).mean()
-    usage = torch.special.entr(targets.mean((0, 1))).sum()
-    return {
-        "loss": loss.item(),
-        "entropy": entropy.item(),
-        "kl": (loss - entropy).item(),
-        "usage_entropy": usage.item(),
-        "prototypes_used": usage.exp().item(),
-        "centre_norm": centre.centre.norm().item(),
-    }
 
 
 def rankme(features: Tensor) -> float:
@@ -58,11 +36,40 @@ def rankme(features: Tensor) -> float:
     return float(torch.special.entr(share).sum().exp())
 
 
+class Falling:
+    """Whether k-NN has been below its best by more than FALL at two looks in a row; said once a fall."""
+
+    def __init__(self) -> None:
+        self.best, self.low = 0.0, 0
+
+    def update(self, knn: Mapping[str, float]) -> str | None:
+        """The message that is due after a look, if one is."""
+        now = knn[str(NEIGHBOURS[1])]
+        self.low = self.low + 1 if now < self.best - FALL else 0
+        self.best = max(self.best, now)
+        if self.low != 2:
+            return None
+        return (
+            f"{NEIGHBOURS[1]}-NN of the teacher fell from {self.best:.1%} to {now:.1%}: what it knew gets lost. Lower "
+            "optim.base_lr, set optim.layer_decay below 1 and optim.freeze_backbone_epochs above 0, or anchor it with "
+            "terms.gram or terms.distil"
+        )
+
+
 class Monitor:
     """Looks at the teacher with a copy of its own, so that nothing of the run is touched. Main process only."""
 
-    def __init__(self, config: Config, run: RunDirectory, source: Source, processor: Any, normalise: Normalise) -> None:
-        self.config, self.run, self.normalise, self.processor = config.monitor, run, normalise, processor
+    def __init__(
+        self,
+        config: Config,
+        run: RunDirectory,
+        source: Source,
+        processor: Any,
+        normalise: Normalise,
+        say: Callable[[str], object] = print,
+    ) -> None:
+        self.config, self.run, self.normalise, self.processor, self.say = config.monitor, run, normalise, processor, say
+        self.falling = Falling()
         device = normalise.mean.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(config.seed)
@@ -92,10 +99,16 @@ class Monitor:
         start = time.monotonic()
         self.twin.load_state_dict(teacher.backbone.state_dict())
         row: dict[str, object] = {"pictures": self._pictures(step)}
+        message = None
         if self.floor is not None:
             features = self._encode(self.bank)
-            row |= {"knn": self._knn(features), "random_knn": self.floor, "rankme": rankme(features)}
+            knn = self._knn(features)
+            row |= {"knn": knn, "random_knn": self.floor, "rankme": rankme(features)}
+            message = self.falling.update(knn)
         self.run.log("monitor", step, **row)
+        if message is not None:
+            self.run.log("alarm", step, name="knn-falls", message=message)
+            self.say(f"ALARM knn-falls: {message}")
         self._looked = time.monotonic()
         self._cost = self._looked - start
         return row

@@ -8,35 +8,34 @@ from transformers import PreTrainedModel
 from dino_tower.architectures import build
 from dino_tower.errors import ConfigError
 from dino_tower.positions import use_reference_interpolation
-from dino_tower.pretrain.heads import DinoHead
+from dino_tower.pretrain.lean_blocks import make_lean
+from dino_tower.pretrain.objectives.objective import hides, parts_of, student_only
 from dino_tower.pretrain.settings import Config
 from dino_tower.pretrain.state import load_backbone
 from dino_tower.pretrain.student_teacher import Network, make_teacher
 from dino_tower.pretrain.synchronised import synchronise_batch_norm
-from dino_tower.tokens import patch_size, width
+from dino_tower.sources import Source
+from dino_tower.tokens import patch_size
 
 
-def make_networks(config: Config, device: torch.device, world: int) -> tuple[Network, Network]:
-    """Student and teacher with equal weights, the same on every process.
+def make_networks(
+    config: Config, device: torch.device, world: int, source: Source | None = None
+) -> tuple[Network, Network]:
+    """Student and teacher with equal weights, the same on every process; `source` is the data, for parts that depend on
+    it.
 
     Raises ConfigError for settings that do not fit each other.
     """
     torch.manual_seed(config.seed)
     backbone = make_backbone(config)
-    head = DinoHead(
-        width(backbone),
-        config.head.prototypes,
-        config.head.hidden,
-        config.head.bottleneck,
-        config.head.norm_last_layer,
-        config.head.batch_norm,
-    )
-    student = Network(backbone, head).to(device)
+    parts = {name: make() for name, make in parts_of(config, backbone, source).items()}
+    student = Network(backbone, **parts).to(device)
     if backbone.config.model_type == "resnet":  # views arrive with channels last, and convolutions are faster so
         student.to(memory_format=torch.channels_last)
     if backbone.config.model_type != "resnet":
         backbone.set_attn_implementation(config.compute.attention)
-    teacher = make_teacher(student)
+    make_lean(backbone)
+    teacher = make_teacher(student, student_only(config))
     if config.compute.activation_checkpointing:
         _checkpoint_activations(backbone)
     if world > 1:
@@ -59,6 +58,10 @@ def make_backbone(config: Config) -> PreTrainedModel:
         width=model.width,
         depth=model.depth,
         heads=model.heads,
+        uniform_drop_path=model.drop_path_uniform,
+        swiglu=model.swiglu,
+        mask_token=hides(config),
+        token_std=model.token_std,
     )
     patch = patch_size(backbone)
     # transformers silently floors odd sizes: pixels at the edge would never be seen

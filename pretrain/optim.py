@@ -1,4 +1,4 @@
-"""Parameter groups, gradient clipping and optimisers as the DINO recipe has them."""
+"""Parameter groups, gradient clipping and optimisers as the recipes of DINO and DINOv2 have them."""
 
 from __future__ import annotations
 
@@ -9,26 +9,53 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dino_tower.pretrain.layer_decay import layer_multiplier
+from dino_tower.pretrain.settings import OptimConfig
+from dino_tower.pretrain.student_teacher import Network
 
-def parameter_groups(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
-    """Two groups, decayed and not, of the trainable parameters (utils.py::get_params_groups).
+
+def parameter_groups(
+    modules: Iterable[nn.Module], multiplier: Callable[[str], float] = lambda name: 1.0
+) -> list[dict[str, Any]]:
+    """Decayed and not decayed groups of the trainable parameters (utils.py::get_params_groups).
 
     No decay for biases and for every parameter with one dimension. The class token, the position table and the gain of
     the prototypes have more than one, so they ARE decayed, as in the published runs.
+    multiplier: of the learning rate, by the parameter's name; each value makes a pair of groups.
     """
-    decay: list[Tensor] = []
-    no_decay: list[Tensor] = []
+    groups: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
     for module in modules:
         for name, p in module.named_parameters():
             if p.requires_grad:
+                decay, no_decay = groups.setdefault(multiplier(name), ([], []))
                 (no_decay if name.endswith(".bias") or p.ndim == 1 else decay).append(p)
-    return [{"params": decay, "decayed": True}, {"params": no_decay, "decayed": False, "weight_decay": 0.0}]
+    found = []
+    for scale, (decay, no_decay) in groups.items():
+        found.append({"params": decay, "decayed": True, "scale": scale})
+        found.append({"params": no_decay, "decayed": False, "scale": scale, "weight_decay": 0.0})
+    return [group for group in found if group["params"]]
+
+
+def groups_of(network: Network, optim: OptimConfig) -> list[dict[str, Any]]:
+    """The groups of a network: layer-wise decay of the backbone, and the patch embedding's own factor on top (DINOv2).
+
+    Heads and whatever else stands beside the backbone keep the full rate.
+    """
+    layers = getattr(network.backbone.config, "num_hidden_layers", 0)
+
+    def multiplier(name: str) -> float:
+        if not name.startswith("backbone."):
+            return 1.0
+        own = optim.backbone_lr * (optim.patch_embed_lr if ".patch_embed" in name else 1.0)
+        return own * layer_multiplier(name, optim.layer_decay, layers) if layers else own
+
+    return parameter_groups([network], multiplier)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
-    """Learning rate for all groups, weight decay for the decayed one only."""
+    """Learning rate for all groups, times each one's scale; weight decay for the decayed ones only."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("scale", 1.0)
         if group["decayed"]:
             group["weight_decay"] = weight_decay
 
@@ -57,7 +84,22 @@ def clip_global(named: Named, limit: float) -> Tensor:
     return nn.utils.clip_grad_norm_([p for _, p in named], limit)
 
 
-CLIP: dict[str, Callable[[Named, float], Tensor]] = {"per_parameter": clip_per_parameter, "global": clip_global}
+def clip_per_module(named: Named, limit: float) -> Tensor:
+    """Scale the gradients of the backbone and of each head together, each by its own joint norm (DINOv2).
+
+    Returns the global norm before.
+    """
+    modules: dict[str, list[nn.Parameter]] = {}
+    for name, p in named:
+        modules.setdefault(name.partition(".")[0], []).append(p)
+    return torch.stack([nn.utils.clip_grad_norm_(parameters, limit) for parameters in modules.values()]).norm()
+
+
+CLIP: dict[str, Callable[[Named, float], Tensor]] = {
+    "per_parameter": clip_per_parameter,
+    "global": clip_global,
+    "per_module": clip_per_module,
+}
 
 
 class LARS(torch.optim.Optimizer):

@@ -15,17 +15,18 @@ import numpy as np
 from dino_tower.errors import ConfigError
 from dino_tower.sources import Mixture, Source
 
-SAMPLE, ORDER, CHOICE = range(3)  # what a stream of random numbers is for
+SAMPLE, ORDER, CHOICE, DRAW, STEP = range(5)  # what a stream of random numbers is for
 MAX_LANES = 64
 PER_LANE = 4  # with fewer stretches each, lanes would differ much in length, and leave long runs to the end
 
 
 def sample_rng(seed: int, epoch: int, index: int, repeat: int = 0) -> np.random.Generator:
     """The random numbers of one sample's augmentation. `repeat` counts its earlier draws in the epoch."""
-    return _rng(seed, SAMPLE, epoch, index, repeat)
+    return seeded(seed, SAMPLE, epoch, index, repeat)
 
 
-def _rng(seed: int, use: int, *counter: int) -> np.random.Generator:
+def seeded(seed: int, use: int, *counter: int) -> np.random.Generator:
+    """Random numbers for one use, by up to three counters."""
     # A counter-based generator: unlike streams for unlike words, by construction. Its lowest word counts the draws.
     words = [0, *counter, 0, 0, 0][:4]
     return np.random.Generator(np.random.Philox(key=[seed % 2**64, use], counter=words))
@@ -58,7 +59,7 @@ def epoch_order(source: Source, seed: int, epoch: int) -> Order:
     draws = source.draws()
     small = np.uint8 if len(draws) < 256 else np.int32
     choice = np.repeat(np.arange(len(draws), dtype=small), draws)
-    _rng(seed, CHOICE, epoch).shuffle(choice)
+    seeded(seed, CHOICE, epoch).shuffle(choice)
     indices: np.ndarray = np.empty(len(choice), _dtype(len(source)))
     repeats = np.zeros(len(choice), np.int32)
     for which, (part, due) in enumerate(zip(source.sources, draws, strict=True)):
@@ -76,7 +77,7 @@ def epoch_order(source: Source, seed: int, epoch: int) -> Order:
 
 def _pass(source: Source, seed: int, number: int, which: int) -> np.ndarray:
     """The `number`-th permutation of one source, int [len(source)]."""
-    rng = _rng(seed, ORDER, number, which)
+    rng = seeded(seed, ORDER, number, which)
     if source.stretches is not None:
         return _stream_order(source.stretches, source.window, rng)
     order: np.ndarray = np.arange(len(source), dtype=_dtype(len(source)))

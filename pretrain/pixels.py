@@ -1,4 +1,4 @@
-"""Normalisation of views: which mean and standard deviation, and the arithmetic on the device."""
+"""Normalisation of views: which mean and standard deviation, and a batch on its way to the device."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from dino_tower.images import IMAGENET_MEAN, IMAGENET_STD
+from dino_tower.pretrain.data import Batch
+from dino_tower.pretrain.objectives.term import Inputs
 from dino_tower.pretrain.settings import PixelsConfig
 from dino_tower.sources import Source
 from dino_tower.sources.measure import measure_mean_std
@@ -38,3 +40,13 @@ class Normalise:
     def __call__(self, view: Tensor) -> Tensor:
         pixels = view.to(self.mean.device, non_blocking=True).permute(0, 3, 1, 2)
         return (pixels.float().div_(255) - self.mean) / self.std
+
+
+def to_device(batch: Batch, normalise: Normalise) -> Inputs:
+    """A loader's batch as the terms take it, on the device of `normalise`."""
+    device = normalise.mean.device
+    drawn = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.drawn.items()}
+    views = [normalise(view) for view in batch.views]
+    return Inputs(
+        views, batch.labels.to(device, non_blocking=True), batch.captions, drawn, normalise.mean, normalise.std
+    )

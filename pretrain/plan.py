@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dino_tower.errors import ConfigError
+from dino_tower.pretrain.objectives.term import Rates
 from dino_tower.pretrain.schedules import Schedule, cosine, per_step, stepped_warmup
 from dino_tower.pretrain.settings import LR_SCALING, Config
 
@@ -28,6 +29,8 @@ class Plan:
     """Share of the recipe's length that is run; at most 1."""
     frozen_steps: int
     """Steps during which the prototypes do not move."""
+    backbone_frozen_steps: int
+    """Steps during which the backbone does not."""
     lr: Schedule
     weight_decay: Schedule
     momentum: Schedule
@@ -38,6 +41,15 @@ class Plan:
     def epochs(self) -> float:
         """Passes over the data."""
         return self.steps / self.steps_per_epoch
+
+    def at(self, step: int) -> Rates:
+        """What a term is told about `step`."""
+        return Rates(
+            teacher_temp=float(self.teacher_temp[step]),
+            frozen=step < self.frozen_steps,
+            backbone_frozen=step < self.backbone_frozen_steps,
+            progress=step / self.steps,
+        )
 
     def rates(self, step: int) -> dict[str, float]:
         """What the schedules say at `step`, for the log."""
@@ -84,6 +96,7 @@ def make_plan(config: Config, images: int, world: int) -> Plan:
         peak_lr=peak,
         compression=compression,
         frozen_steps=to_steps(config.head.freeze_epochs),
+        backbone_frozen_steps=to_steps(optim.freeze_backbone_epochs),
         lr=cosine(peak, optim.min_lr, steps, to_steps(optim.warmup_epochs)),
         weight_decay=cosine(optim.weight_decay, optim.weight_decay_end, steps),
         momentum=cosine(config.teacher.momentum, config.teacher.momentum_end, steps),

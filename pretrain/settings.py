@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dino_tower.pretrain.crops import CropsConfig
+from dino_tower.pretrain.objectives.settings import DistilConfig, GramConfig, IbotConfig, TermsConfig
 from dino_tower.sources import SourceOptions
 
 LR_SCALING = {
@@ -27,8 +28,14 @@ class ModelConfig:
     """Attention heads, in place of the architecture's."""
     drop_path: float = 0.1
     """Stochastic depth of the last block (student only); the blocks before rise to it linearly."""
+    drop_path_uniform: bool = False
+    """The same stochastic depth in every block instead, as DINOv2 has it."""
     layerscale: float = 1.0
     """Initial LayerScale; exactly 1 means none."""
+    swiglu: bool = False
+    """Gated MLPs in the blocks, of two thirds of the hidden width."""
+    token_std: float = 0.02
+    """Standard deviation of the initial class token and registers; DINOv2 has 1e-6."""
     positions: Literal["native", "reference"] = "native"
     """How position tables are resized: as the exported class does, or as DINO's own code did."""
 
@@ -62,6 +69,9 @@ class LossConfig:
     """Teacher temperature of the first epoch."""
     teacher_temp_warmup: int = 30
     """Epochs from start to final temperature, in steps of one epoch."""
+    centring: Literal["centre", "sinkhorn"] = "centre"
+    """What keeps the teacher from one answer for all: a running mean taken off its logits, or Sinkhorn-Knopp, by which
+    the pictures of a batch, of all processes, use every prototype equally often."""
     centre_momentum: float = 0.9
 
 
@@ -81,8 +91,17 @@ class OptimConfig:
     weight_decay_end: float = 0.4
     clip: float = 3.0
     """Largest gradient norm; 0 switches clipping off."""
-    clip_mode: Literal["per_parameter", "global"] = "per_parameter"
-    """The norm that is limited: each parameter's own, as DINO does, or all gradients' together."""
+    clip_mode: Literal["per_parameter", "global", "per_module"] = "per_parameter"
+    """The norm that is limited: each parameter's own, as DINO does, all gradients' together, or the backbone's and each
+    head's, as DINOv2 does."""
+    layer_decay: float = 1.0
+    """Learning rate of each block, times that of the block above it."""
+    freeze_backbone_epochs: float = 0.0
+    """Epochs at the start in which the heads alone learn: new ones on a backbone that is good already."""
+    backbone_lr: float = 1.0
+    """Learning rate of the backbone, times that of the heads."""
+    patch_embed_lr: float = 1.0
+    """Learning rate of the patch embedding, times what it would have otherwise; DINOv2 has 0.2."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +184,8 @@ class Config:
     """Recipe to start from: a name, or a YAML file."""
     arch: str = "vits16"
     """Backbone: vit{t,s,b,l}{8,14,16} with _reg4, _rope, _siglip or _clip, resnet8, resnet18, resnet50."""
+    objective: str = "dino"
+    """What is learned: dino, ibot, dinov2 or distil, each a sum of terms whose weights --terms.* can change."""
     init_from: str | None = None
     """Start from the weights of a directory or Hub checkpoint of the same class."""
     epochs: int = 100
@@ -192,6 +213,10 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    terms: TermsConfig = field(default_factory=TermsConfig)
+    ibot: IbotConfig = field(default_factory=IbotConfig)
+    distil: DistilConfig = field(default_factory=DistilConfig)
+    gram: GramConfig = field(default_factory=GramConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)

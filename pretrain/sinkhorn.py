@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 CACHED = 2**17  # numbers of a block that stays in a core's cache
 
@@ -63,3 +63,23 @@ def _sum_over_processes(x: Tensor) -> Tensor:
 
 def _distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
+
+
+class SinkhornTargets(nn.Module):
+    """In the place of a Centre: targets from the rows of this step alone. It has no state."""
+
+    def targets(self, teacher: Tensor, temperature: float) -> Tensor:
+        """Teacher logits [..., K] to probabilities of the same shape, over all rows of all processes."""
+        return sinkhorn(teacher.flatten(0, -2), temperature).view_as(teacher)
+
+    def observe(self, teacher: Tensor) -> None:
+        """Nothing is kept."""
+
+    def observe_mean(self, mean: Tensor, rows: int) -> None:
+        """Nothing is kept."""
+
+    def commit(self) -> None:
+        """Nothing moves."""
+
+    def forget(self) -> None:
+        """Nothing is kept."""

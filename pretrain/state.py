@@ -1,8 +1,9 @@
-"""What a run needs to go on as if it had never stopped: two networks, the centre, the optimiser, the place in the data.
+"""What a run needs to go on as if it had never stopped: two networks, the terms' state, the optimiser, the place in
+the data.
 
-A checkpoint folder holds `student/` and `teacher/` as transformers directories, `heads.safetensors` (both heads and
-the centre), `optimizer.safetensors`, `state.json` and `digests.json` (SHA-256 of all of them). Any number of processes
-can resume it.
+A checkpoint folder holds `student/` and `teacher/` as transformers directories, `heads.safetensors` (what both networks
+have beside their backbone, and the terms' state: DINO's centre and others), `optimizer.safetensors`, `state.json` and
+`digests.json` (SHA-256 of all of them). Any number of processes can resume it.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from transformers import PreTrainedModel
 
 from dino_tower import __version__
 from dino_tower.checkpoint import check_digests, checkpoints, load_tensors, read_json, save_tensors, write_digests
-from dino_tower.config import from_tree
+from dino_tower.config import differences, from_tree
 from dino_tower.errors import ConfigError
-from dino_tower.pretrain.centre import Centre
-from dino_tower.pretrain.config import differences, must_stay
+from dino_tower.pretrain.config import must_stay
+from dino_tower.pretrain.objectives.objective import Objective
 from dino_tower.pretrain.settings import Config
 from dino_tower.pretrain.student_teacher import Network
 
@@ -48,7 +49,7 @@ class Trained:
 
     student: Network
     teacher: Network
-    centre: Centre
+    objective: Objective
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None = None
     """Of fp16."""
@@ -58,9 +59,7 @@ def snapshot(trained: Trained, position: Position, processor: Any, facts: dict[s
     """Copy the state now; the returned function writes the copy into a folder, whenever it is called."""
     backbones = {who: net.backbone for who, net in (("student", trained.student), ("teacher", trained.teacher))}
     weights = {who: _copy(model.state_dict()) for who, model in backbones.items()}
-    heads = {f"{who}.{k}": v for who, net in (("student", trained.student), ("teacher", trained.teacher))
-             for k, v in net.head.state_dict().items()}  # fmt: skip
-    heads = _copy({**heads, **{f"centre.{k}": v for k, v in trained.centre.state_dict().items()}})
+    heads = _copy({f"{name}.{k}": v for name, part in _beside(trained).items() for k, v in part.state_dict().items()})
     optimizer = _copy(_optimizer_tensors(trained))
     scaler = trained.scaler.state_dict() if trained.scaler is not None else None
     state = {"format": FORMAT, "version": __version__, **facts, **asdict(position), "scaler": scaler}
@@ -78,7 +77,7 @@ def snapshot(trained: Trained, position: Position, processor: Any, facts: dict[s
 
 
 def restore(trained: Trained, folder: Path, config: Config, global_batch: int) -> Position:
-    """Load a checkpoint into the networks, the centre and the optimiser.
+    """Load a checkpoint into the networks, the terms' state and the optimiser.
 
     Raises ConfigError naming the damaged part, for the checkpoint of a run with other settings, and for another global
     batch: its steps would be other steps.
@@ -124,15 +123,22 @@ def _load(trained: Trained, folder: Path) -> None:
     load_backbone(trained.student.backbone, folder / "student")
     load_backbone(trained.teacher.backbone, folder / "teacher")
     heads = load_tensors(folder / "heads.safetensors")
-    modules: dict[str, nn.Module] = {
-        "student": trained.student.head,
-        "teacher": trained.teacher.head,
-        "centre": trained.centre,
-    }
-    for who, module in modules.items():
-        part = {k.removeprefix(f"{who}."): v for k, v in heads.items() if k.startswith(f"{who}.")}
+    modules = _beside(trained)
+    owners = {k: max((name for name in modules if k.startswith(f"{name}.")), key=len, default="") for k in heads}
+    for name, module in modules.items():
+        part = {k.removeprefix(f"{name}."): v for k, v in heads.items() if owners[k] == name}
         _load_strictly(module, part, folder / "heads.safetensors")
     _restore_optimizer(trained, load_tensors(folder / "optimizer.safetensors"))
+
+
+def _beside(trained: Trained) -> dict[str, nn.Module]:
+    """What heads.safetensors holds, by the start of its names; DINO's head has its owner's name alone."""
+    parts = {
+        who if name == "head" else f"{who}.{name}": part
+        for who, net in (("student", trained.student), ("teacher", trained.teacher))
+        for name, part in net.parts().items()
+    }
+    return {**parts, **trained.objective.states()}
 
 
 def changed_data(folder: Path, images: int) -> str | None:
@@ -160,7 +166,18 @@ def load_backbone(backbone: PreTrainedModel, source: str | Path) -> None:
         odd = sorted(info["missing_keys"] or info["unexpected_keys"])[:3]
         word = "lacks" if info["missing_keys"] else "has unknown"
         raise ConfigError(f"{source}: not a {kind.__name__} of this shape: {word} {', '.join(odd)}")
-    _load_strictly(backbone, loaded.state_dict(), Path(str(source)))
+    _load_strictly(backbone, _on_the_grid_of(backbone, loaded), Path(str(source)))
+
+
+@torch.no_grad()
+def _on_the_grid_of(backbone: PreTrainedModel, loaded: Any) -> dict[str, Tensor]:
+    """The loaded weights, the position table resized where the backbone has another grid."""
+    weights, name = loaded.state_dict(), "embeddings.position_embeddings"
+    table = backbone.state_dict().get(name)
+    if table is None or table.shape == weights[name].shape or table.shape[-1] != weights[name].shape[-1]:
+        return weights
+    size = backbone.config.image_size
+    return {**weights, name: loaded.embeddings.interpolate_pos_encoding(torch.empty(table.shape), size, size)}
 
 
 def _load_strictly(module: nn.Module, weights: dict[str, Tensor], where: Path) -> None:

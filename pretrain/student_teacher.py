@@ -1,12 +1,12 @@
 """Student and teacher: two networks of the same form, the second an exponential moving average of the first.
 
-V views of B images, K prototypes. Reference: main_dino.py, utils.py::MultiCropWrapper.
+V views of B images, D features. Reference: main_dino.py, utils.py::MultiCropWrapper.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,65 +14,87 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dino_tower.pretrain.heads import DinoHead
-from dino_tower.pretrain.losses import dino_loss
+from dino_tower.pretrain.heads import Prototypes
+from dino_tower.pretrain.lean_blocks import class_tokens
+from dino_tower.pretrain.objectives.objective import Losses, Objective
+from dino_tower.pretrain.objectives.term import Inputs, Rates, Seen
 from dino_tower.tokens import tokens
 
 
 class Network(nn.Module):
-    """A backbone with its projection head."""
+    """A backbone with the parts that the terms of an objective put beside it: heads, decoders, predictors, by name."""
 
-    def __init__(self, backbone: PreTrainedModel, head: DinoHead) -> None:
+    def __init__(self, backbone: PreTrainedModel, **parts: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = head
+        for name, part in parts.items():
+            self.add_module(name, part)
 
-    def project(self, views: Sequence[Tensor]) -> Tensor:
-        """Views [B, 3, S, S], the two global ones first, to unit vectors [V, B, d] in front of the prototypes.
+    def part(self, name: str) -> Any:
+        """The part of that name, or, after a dot, something inside it."""
+        return self.get_submodule(name)
 
-        Global and local views go through the backbone in one call each, whatever their sizes, and all features through
-        the head in one call, so that a batch norm there sees all views together as in the reference.
+    def parts(self) -> dict[str, nn.Module]:
+        """All of them by name."""
+        return {name: part for name, part in self.named_children() if name != "backbone"}
+
+    def prototypes(self) -> list[nn.Parameter]:
+        """The parameters of all last layers, which do not move at the start of a run."""
+        return [p for module in self.modules() if isinstance(module, Prototypes) for p in module.parameters()]
+
+    def held(self, rates: Rates) -> list[nn.Parameter]:
+        """The parameters that do not move in a step."""
+        held = self.prototypes() if rates.frozen else []
+        return [*held, *self.backbone.parameters()] if rates.backbone_frozen else held
+
+    def see(self, views: Sequence[Tensor], masks: Tensor | None = None, patches: bool = True) -> Seen:
+        """Views [B, 3, S, S], the two global ones first, through the backbone.
+
+        Global and local views go in one call each, whatever their sizes. masks: bool [2, B, h, w], patches of the
+        global views that are hidden from it. patches: whether these views' patch tokens are asked for.
         """
-        groups = [views[:2], views[2:]] if len(views) > 2 else [views]
-        features = torch.cat([tokens(self.backbone, torch.cat(list(group))).pooled for group in groups])
-        return self.head.project(features).unflatten(0, (len(views), -1))
-
-    def forward(self, views: Sequence[Tensor]) -> Tensor:
-        """The same views to logits [V, B, K]."""
-        return self.head.last_layer(self.project(views))
+        first, hidden = torch.cat(list(views[:2])), None if masks is None else masks.flatten(0, 1)
+        found = None
+        if patches:
+            all_tokens = tokens(self.backbone, first, hidden)
+            pooled, found = all_tokens.pooled, all_tokens.patches.unflatten(0, (2, -1))
+        else:
+            pooled = class_tokens(self.backbone, first, hidden)
+        if len(views) > 2:
+            pooled = torch.cat([pooled, class_tokens(self.backbone, torch.cat(list(views[2:])))])
+        return Seen(pooled.unflatten(0, (len(views), -1)), found)
 
 
 class Student(nn.Module):
     """The trained network with its loss inside.
 
-    The loss is computed here because a prepared module's outputs are cast to fp32 and gathered by its wrapper: a scalar
-    leaves, never the logits of all views.
+    The loss is computed here because a prepared module's outputs are cast to fp32 and gathered by its wrapper: scalars
+    leave, never the logits of all views.
     """
 
-    def __init__(self, network: Network, temperature: float = 0.1) -> None:
+    def __init__(self, network: Network, objective: Objective) -> None:
         super().__init__()
         self.network = network
-        self.temperature = temperature
+        self.losses = objective.losses  # a function: as a module its state would be broadcast before each step
 
-    def forward(self, views: Sequence[Tensor], targets: Tensor, frozen: bool = False) -> Tensor:
-        """Views [B, 3, S, S] and the teacher's probabilities [2, B, K] to the scalar loss.
-
-        frozen: the prototypes do not move in this step, so their gradient is not computed.
-        """
-        z = self.network.project(views)
-        last = self.network.head.last_layer
-        if not frozen:
-            return dino_loss(z, last.weight_v, targets, self.temperature, last.weight_g)
-        loss = dino_loss(z, last.weight_v.detach(), targets, self.temperature, last.weight_g.detach())
-        if dist.is_available() and dist.is_initialized():
+    def forward(self, inputs: Inputs, targets: Mapping[str, Any], rates: Rates) -> Losses:
+        """Inputs and the teacher's targets by term to the scalar `loss` and the terms it is made of."""
+        losses = self.losses(self.network, inputs, targets, rates)
+        if rates.frozen and dist.is_available() and dist.is_initialized():
             # DDP waits for a gradient of every parameter: zeros, which the loop drops
-            loss = loss + 0.0 * sum(p.sum() for p in last.parameters() if p.requires_grad)
-        return loss
+            zero = 0.0 * sum(p.sum() for p in self.network.prototypes() if p.requires_grad)
+            losses = {**losses, "loss": losses["loss"] + zero}
+        return losses
 
 
-def make_teacher(network: Network) -> Network:
-    """A frozen copy that drops no paths; it stays in train mode, as in the reference, for heads with batch norm."""
+def make_teacher(network: Network, without: Collection[str] = ()) -> Network:
+    """A frozen copy, without some parts, that drops no paths.
+
+    It stays in train mode, as in the reference, for heads with batch norm.
+    """
     teacher = copy.deepcopy(network).requires_grad_(False)
+    for name in without:
+        delattr(teacher, name)
     dropping: list[Any] = [m for m in teacher.modules() if hasattr(m, "drop_prob")]
     for module in dropping:
         module.drop_prob = 0.0
@@ -99,5 +121,10 @@ class BatchStatistics:
 
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher <- momentum * teacher + (1 - momentum) * student, for parameters; batch statistics are each one's own."""
-    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
+    """teacher <- momentum * teacher + (1 - momentum) * student, for the parameters that the teacher has.
+
+    Batch statistics are each one's own.
+    """
+    moved = dict(student.named_parameters())
+    mine = dict(teacher.named_parameters())
+    torch._foreach_lerp_(list(mine.values()), [moved[name] for name in mine], 1 - momentum)

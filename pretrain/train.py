@@ -1,9 +1,9 @@
-"""The pretraining loop of DINO, top to bottom.
+"""The pretraining loop, top to bottom. What is learned is an objective, a sum of terms: `objectives/`.
 
     accelerate launch -m dino_tower.pretrain --preset NAME --data SOURCE --output DIR [--section.key value]
 
 One optimiser step: set rates -> teacher sees the two global views -> student sees all views -> loss against the targets
-of the old centre -> backward -> clip -> hold the prototypes while they are frozen -> optimiser -> centre -> teacher.
+of the terms' old state -> backward -> clip -> hold what is frozen -> optimiser -> terms' state -> teacher.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ import torch
 import transformers
 from accelerate import Accelerator
 
-from dino_tower.alarms import Alarms, collapse_rules
+from dino_tower.agreement import Agreement, join_after_restart, lost_process
+from dino_tower.alarms import Alarms
 from dino_tower.checkpoint import BackgroundWriter, checkpoints, read_json
 from dino_tower.config import print_help, to_yaml
 from dino_tower.errors import ConfigError
 from dino_tower.images import processor_for
 from dino_tower.pretrain.announce import announcement, facts, farewell, try_step
-from dino_tower.pretrain.centre import Centre
 from dino_tower.pretrain.config import read_config
 from dino_tower.pretrain.data import Batch, build_loader
-from dino_tower.pretrain.monitor import Monitor, health
+from dino_tower.pretrain.monitor import Monitor
 from dino_tower.pretrain.networks import make_networks
-from dino_tower.pretrain.optim import CLIP, OPTIMISERS, parameter_groups, set_rates
-from dino_tower.pretrain.pixels import Normalise, mean_and_std
+from dino_tower.pretrain.objectives.objective import beside, check_source, make_objective, mean_of
+from dino_tower.pretrain.optim import CLIP, OPTIMISERS, groups_of, set_rates
+from dino_tower.pretrain.pixels import Normalise, mean_and_std, to_device
 from dino_tower.pretrain.plan import make_plan, step_seed
-from dino_tower.pretrain.run_directory import CANNOT_WRITE, RunDirectory, cannot_write, refuse_or_resume
 from dino_tower.pretrain.settings import Config
 from dino_tower.pretrain.state import Position, Trained, changed_data, restore, snapshot
 from dino_tower.pretrain.student_teacher import BatchStatistics, Student, update_teacher
-from dino_tower.pretrain.synchronised import Agreement, join_after_restart, lost_process
 from dino_tower.progress import Progress
+from dino_tower.run.directory import CANNOT_WRITE, RunDirectory, cannot_write, refuse_or_resume
 from dino_tower.signals import Stopped, StopSignals
 from dino_tower.sources import open_sources, probe
 from dino_tower.tokens import patch_size
@@ -108,21 +108,22 @@ def train(config: Config, signals: StopSignals, words: Sequence[str] = ()) -> in
     # --- what is needed: data, a plan, two networks
     source = open_sources(config.data, config.source, split="train")
     probe(source)
+    check_source(config, source)
     plan = make_plan(config, len(source), world)
     mean, std = mean_and_std(config.pixels, source)
     normalise = Normalise(mean, std, device)
-    network, teacher = make_networks(config, device, world)
+    network, teacher = make_networks(config, device, world, source)
     patch = 1 if network.backbone.config.model_type == "resnet" else patch_size(network.backbone)
     processor = processor_for(config.crops.global_size, patch, mean, std)
-    centre = Centre(config.head.prototypes, config.loss.centre_momentum).to(device)
-    torch_optimizer = OPTIMISERS[config.optim.name](parameter_groups([network]))
-    trained = Trained(network, teacher, centre, torch_optimizer, accelerator.scaler)
-    student, optimizer = accelerator.prepare(Student(network, config.loss.student_temp), torch_optimizer)
+    objective, extras = make_objective(config).to(device), beside(config, patch)
+    torch_optimizer = OPTIMISERS[config.optim.name](groups_of(network, config.optim))
+    trained = Trained(network, teacher, objective, torch_optimizer, accelerator.scaler)
+    student, optimizer = accelerator.prepare(Student(network, objective), torch_optimizer)
 
     # --- where the run stands, and what it says before it starts
     newest = run.newest() if continued else None
     position = restore(trained, newest, config, plan.global_batch) if newest else Position()
-    estimate = try_step(accelerator, student, trained, config)
+    estimate = try_step(accelerator, student, trained, config, plan.global_batch, extras)
     agreement.together((lambda: run.open(config)) if main_process else None)
     if main_process:
         print(announcement(config, plan, source, trained, estimate, world, str(device)))
@@ -132,15 +133,16 @@ def train(config: Config, signals: StopSignals, words: Sequence[str] = ()) -> in
         run.log("start", position.step, command=shlex.join(words), **facts(config, plan, world))
     accelerator.init_trackers("tracker")
     watching = main_process and config.monitor.minutes > 0
-    monitor = Monitor(config, run, source, processor, normalise) if watching else None
-    alarms = Alarms(collapse_rules(config.head.prototypes), patience=max(50, plan.steps // 20), grace=plan.steps // 10)
+    alarms = Alarms(objective.rules(), patience=max(50, plan.steps // 20), grace=plan.steps // 10)
     progress = Progress(plan.steps, position.step, plan.global_batch, shown=main_process)
+    monitor = Monitor(config, run, source, processor, normalise, progress.say) if watching else None
     writer, faults = BackgroundWriter(), config.faults
 
     def batches_from(step: int) -> Generator[Batch]:
         loader = build_loader(
             source,
             config.crops,
+            beside=extras,
             seed=config.seed,
             batch_size=config.batch_size,
             rank=rank,
@@ -170,33 +172,30 @@ def train(config: Config, signals: StopSignals, words: Sequence[str] = ()) -> in
     signals.patient, stop, broken = True, False, False
     while step < plan.steps and not stop and not broken:
         set_rates(torch_optimizer, plan.lr[step], plan.weight_decay[step])
-        losses, ids = [], []
+        rates, each, ids = plan.at(step), [], []
         for micro in range(config.compute.accumulate):
             with progress.waiting():
                 batch = next(batches)
-            views = [normalise(view) for view in batch.views]
+            inputs = to_device(batch, normalise)
             torch.manual_seed(step_seed(config.seed, step, micro, rank))
             with torch.no_grad(), accelerator.autocast():
-                logits = teacher(views[:2])
-            targets = centre.targets(logits, plan.teacher_temp[step])
-            centre.observe(logits)
+                targets = objective.targets(teacher, inputs, rates)
             last = micro + 1 == config.compute.accumulate
             with nullcontext() if last else accelerator.no_sync(student):
-                loss = student(views, targets, frozen=step < plan.frozen_steps)
-                accelerator.backward(loss / config.compute.accumulate)
-            losses.append(loss.detach())
+                each.append(student(inputs, targets, rates))
+                accelerator.backward(each[-1]["loss"] / config.compute.accumulate)
             ids += batch.ids
         accelerator.unscale_gradients()
         grad_norm = CLIP[config.optim.clip_mode](network.named_parameters(), config.optim.clip or float("inf"))
-        if step < plan.frozen_steps:  # after clipping: no step, no decay, and Adam's state starts late, as in DINO
-            for p in network.get_submodule("head.last_layer").parameters():
-                p.grad = None
+        for p in network.held(rates):  # after clipping: no step, no decay, and Adam's state starts late, as in DINO
+            p.grad = None
 
-        loss = torch.stack(losses).mean()
+        losses = mean_of(each)
+        loss = losses["loss"]
         finite, unwritten = bool(torch.isfinite(loss + grad_norm)), writer.failed or run.failure is not None
         bad, stop, broken = agreement.any(not finite, signals.received is not None, unwritten)
         if bad:
-            centre.forget()
+            objective.forget()
             statistics.put_back()
             if accelerator.scaler is not None:
                 accelerator.scaler.update()  # fp16: a smaller scale for the next step
@@ -208,14 +207,14 @@ def train(config: Config, signals: StopSignals, words: Sequence[str] = ()) -> in
             position.bad_in_a_row = 0
             statistics.keep()
             optimizer.step()
-            centre.commit()
+            objective.commit()
             update_teacher(teacher, network, plan.momentum[step])
         optimizer.zero_grad(set_to_none=True)
         step += 1
         progress.advance()
 
         if step % config.monitor.log_every == 0 or step == plan.steps:
-            row = {**plan.rates(step - 1), **health(targets, loss, centre), "grad_norm": grad_norm.item()}
+            row = {**plan.rates(step - 1), **objective.health(targets, losses), "grad_norm": grad_norm.item()}
             row = {**agreement.mean(row), "epoch": step / plan.steps_per_epoch, **progress.rates()}
             run.log("step", step, **row)
             progress.show(row)

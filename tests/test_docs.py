@@ -3,7 +3,7 @@
 An HTML comment above a block, `<!-- test: PART; PART -->`, says what is changed to make it short:
 
     short              pretrain commands of the block get the flags of SHORT
-    with FLAGS         the flags are added to each pretrain or demo command of the block
+    with FLAGS         the flags are added to each pretrain, demo or eval command of the block
     A is B             the word A stands for B here: the reader's folder for one of ours, a large number for a small one
     settings only      pretrain commands resolve their settings (--print-config), the launcher's options are parsed, the
                        rest is only checked for its syntax: what needs GPUs, several machines or SLURM
@@ -32,7 +32,10 @@ import yaml
 from PIL import Image
 
 from dino_tower import cli
+from dino_tower.adapters.settings import Config as AdaptConfig
+from dino_tower.adapters.vlm_settings import Config as VlmConfig
 from dino_tower.config import field_types, from_tree
+from dino_tower.eval.command import parser_of_eval
 from dino_tower.pretrain.config import preset_names
 from dino_tower.pretrain.settings import Config
 
@@ -109,7 +112,7 @@ def commands(text: str) -> list[str]:
 def shorten(command: str, adds: list[str]) -> str:
     """`command` with more flags, if it is one of ours that trains; a flag it has already takes the new value."""
     ours = OURS.search(command)
-    if ours is None or not adds or (ours["command"] or ours["module"]) not in ("pretrain", "demo"):
+    if ours is None or not adds or (ours["command"] or ours["module"]) not in ("pretrain", "demo", "eval"):
         return command
     for flag, value in zip(adds[::2], adds[1::2], strict=True):
         command, times = re.subn(rf"(?<=\s){re.escape(flag)} \S+", f"{flag} {value}", command)
@@ -251,7 +254,8 @@ def test_every_flag_and_link_exists(page: Path) -> None:
         return found
 
     flags = {flag for code in re.findall(r"`([^`]+)`", text) for flag in re.findall(r"--[a-z][\w.-]*\w", code)}
-    settings = {key.replace("_", "-") for key in keys(Config)}
+    flags -= set(parser_of_eval()._option_string_actions)
+    settings = {key.replace("_", "-") for key in keys(Config) | keys(AdaptConfig) | keys(VlmConfig)}
     assert {flag for flag in flags - OTHER_FLAGS if flag.replace("_", "-") not in settings} == set()
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
     assert [link for link in links if not (page.parent / link).exists()] == []
@@ -261,7 +265,8 @@ def test_the_page_on_pretraining_names_every_preset_and_no_other() -> None:
     table = re.findall(
         r"^\| `(\w+)` \|[^\n]*\|[^\n]*\|[^\n]*\|$", (ROOT / "docs" / "pretrain.md").read_text("utf-8"), re.M
     )
-    assert {name for name in table if name.startswith(("dino_", "demo", "builtin_"))} == set(preset_names())
+    kinds = ("dino_", "ibot_", "dinov2_", "demo", "builtin_")
+    assert {name for name in table if name.startswith(kinds)} == set(preset_names())
 
 
 def test_every_file_of_docs_is_linked_from_the_readme() -> None:

@@ -104,10 +104,25 @@ def test_no_file_imports_against_the_arrows() -> None:
 
 
 def test_algorithms_import_no_infrastructure() -> None:
-    files = [path for path in sources("pretrain") if path.stem.startswith(ALGORITHMS)]
+    files = [
+        path for path in sources("pretrain") if path.stem.startswith(ALGORITHMS) and path.parent.name == "pretrain"
+    ]
     assert {f"{name}.py" for name in ALGORITHMS} <= {path.name for path in files}
     wrong = [line for path in files for line in infrastructure(f"pretrain/{path.name}", path.read_text("utf-8"))]
     assert not wrong, "\n".join(wrong)
+
+
+def test_terms_know_no_files_and_no_launcher() -> None:
+    """The loop knows them, they know nothing of it: what they are given is tensors, networks and settings."""
+    files = [path for path in sources("pretrain") if path.parent.name == "objectives"]
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in files
+        for name, line, _ in imports(path.read_text("utf-8"))
+        if name.startswith(("accelerate", "argparse", "pathlib", "os", "dino_tower.run", "dino_tower.checkpoint"))
+        or name.startswith(("dino_tower.pretrain.train", "dino_tower.pretrain.state", "dino_tower.pretrain.announce"))
+    ]
+    assert files and not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("path", LIGHT)

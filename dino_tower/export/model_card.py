@@ -21,6 +21,14 @@ LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")  # the Hub's identifiers: apache-2
 ROWS = 10  # of the table of curves
 RECIPE = ("crops", "model", "head", "loss", "optim", "teacher", "compute")
 NOT_FLAGS = ("resume", "print_config", "recipe_batch", "recipe_epochs")  # of config.yaml: not what the run learns
+# sections that say something only where their term is in the objective
+RECIPE_OF = {"ibot": ("terms", "ibot"), "dinov2": ("terms", "ibot"), "distil": ("terms", "distil")}
+OBJECTIVES = {
+    "dino": "DINO self-distillation",
+    "ibot": "iBOT: self-distillation of class token and masked patches",
+    "dinov2": "DINOv2: self-distillation of class token and masked patches, features kept apart",
+    "distil": "distillation of frozen towers",
+}  # those that learn without labels
 LIBRARIES = {"timm": "timm", "onnx": "onnx", "dino": "pytorch", "dinov2": "pytorch"}
 
 
@@ -116,15 +124,19 @@ def _training(log: RunLog) -> list[str]:
     length = f"{log.last_step} of {log.total_steps or log.last_step} steps"
     batch = start.get("global_batch", settings.get("batch_size"))
     hours = log.seconds / 3600
+    objective = settings.get("objective", "dino")
+    labels = ", no labels used" if objective in OBJECTIVES else ""
     world = start.get("world", 1)
     facts = (
-        f"| | |\n|---|---|\n| data | {data}{images}, no labels used |\n| objective | DINO self-distillation |\n"
+        f"| | |\n|---|---|\n| data | {data}{images}{labels} |\n| objective | {OBJECTIVES.get(objective, objective)} |\n"
         f"| preset | `{settings.get('preset', 'unknown')}`, architecture `{settings.get('arch', 'unknown')}` |\n"
         f"| started from | {settings.get('init_from') or 'random weights'} |\n"
         f"| length | {length}, global batch {batch}, {hours:.2f} h on {world} process{'es' if world != 1 else ''} |\n"
         f"| seed | {settings.get('seed')} |\n| software | dino-tower {start.get('version', __version__)} |"
     )
-    recipe = yaml.safe_dump({k: settings[k] for k in RECIPE if k in settings}, sort_keys=False).rstrip()
+    recipe = yaml.safe_dump(
+        {k: settings[k] for k in (*RECIPE, *RECIPE_OF.get(objective, ())) if k in settings}, sort_keys=False
+    ).rstrip()
     skipped = f"{len(log.skipped)} pictures could not be read and were replaced." if log.skipped else ""
     return [
         "## Training",

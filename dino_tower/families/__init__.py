@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dino_tower.errors import unknown
-from dino_tower.families import of_timm, of_torchvision
+from dino_tower.families import of_fused, of_timm, of_torchvision
 from dino_tower.families import of_transformers as hf
 from dino_tower.families.family import Family, Model
 
@@ -35,6 +35,7 @@ FAMILIES: dict[str, Family] = {
     "convnext": hf.convolutional("encoder.stages", hf.convnext, hf.convnext_norm),
     "convnextv2": hf.convolutional("encoder.stages", hf.convnext, hf.convnext_norm),
     "dinov3_convnext": hf.convolutional("model.stages", hf.dinov3_convnext, hf.convnext_norm),
+    "dino_tower_fused": of_fused.FUSED,
     "timm VisionTransformer": of_timm.TRANSFORMER,
     "timm VisionTransformerDistilled": of_timm.TRANSFORMER,
     "timm Eva": of_timm.TRANSFORMER,

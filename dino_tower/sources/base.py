@@ -37,18 +37,25 @@ class Sample:
     """One undecoded picture. `payload` is anything `read_image` takes, or a function without arguments giving that.
 
     `id` is unique in its source and lets a person find the file; `label` indexes the source's `classes`; `text` is the
-    caption or a function that reads it: training never asks for one.
+    caption or a function that reads it (pretraining never asks for one), `more` gives further texts, if there are any.
     """
 
     payload: ImageInput | Callable[[], ImageInput]
     id: str
     label: int | None = None
     text: str | Callable[[], str | None] | None = None
+    more: Callable[[], Sequence[str]] | None = None
 
     @property
     def caption(self) -> str | None:
         """What the data says about the picture."""
         return self.text() if callable(self.text) else self.text
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All that the data says about the picture, each once: the caption, then what `more` gives; none is empty."""
+        found = (self.caption, *(self.more() if self.more is not None else ()))
+        return tuple(dict.fromkeys(text.strip() for text in found if text and text.strip()))
 
     def image(self, at_least: tuple[int, int] | None = None) -> Image.Image:
         """Decode: PIL RGB as `dino_tower.images.read_image` gives it. Raises UnreadableImage."""

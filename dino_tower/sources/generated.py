@@ -44,7 +44,7 @@ class SceneSource(Source):
             raise IndexError(index)
         scene = make_scene(self.level, index, self.split)
         picture = partial(Image.fromarray, scene.image)
-        return Sample(picture, self.sample_id(index), scene.kind, partial(_caption, scene))
+        return Sample(picture, self.sample_id(index), scene.kind, partial(_caption, scene), partial(_phrases, scene))
 
     def sample_id(self, index: int) -> str:
         return f"{self.split}-{index:06d}"
@@ -55,3 +55,7 @@ class SceneSource(Source):
 
 def _caption(scene: Scene) -> str:
     return scene.caption
+
+
+def _phrases(scene: Scene) -> tuple[str, ...]:
+    return tuple(text for text, _ in scene.phrases)

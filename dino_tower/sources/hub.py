@@ -181,6 +181,7 @@ class TableSource(Source):
             self.sample_id(index),
             label_at(self._labels, index),
             caption_text(row[self.text]) if self.text else None,
+            partial(more_texts, row[self.text]) if self.text else None,
         )
 
     def sample_id(self, index: int) -> str:
@@ -226,3 +227,8 @@ def caption_text(value: Any) -> str | None:
     if isinstance(value, (list, tuple)):
         value = value[0] if value else None
     return None if value is None else str(value)
+
+
+def more_texts(value: Any) -> list[str]:
+    """The captions in a cell behind its first."""
+    return [str(text) for text in value[1:] if text is not None] if isinstance(value, (list, tuple)) else []

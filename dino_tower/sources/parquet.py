@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,14 @@ from dino_tower.errors import ConfigError
 from dino_tower.images import UnreadableImage
 from dino_tower.sources.base import Sample, Source, SourceOptions, all_labels, label_at
 from dino_tower.sources.columns import find_column, image_column
-from dino_tower.sources.hub import caption_text, choose_split, class_numbers, encoded_image, quiet_datasets
+from dino_tower.sources.hub import (
+    caption_text,
+    choose_split,
+    class_numbers,
+    encoded_image,
+    more_texts,
+    quiet_datasets,
+)
 from dino_tower.sources.strings import SharedArrays
 
 if TYPE_CHECKING:
@@ -124,11 +132,13 @@ class ParquetStream(Source):
         which = bisect_right(self.starts, index) - 1
         table, row = self._group(which), index - int(self.starts[which])
         value = table.column(self.image)[row].as_py()
+        text = table.column(self.text)[row].as_py() if self.text else None
         return Sample(
             encoded_image(value, self.folder),
             self.sample_id(index),
             label_at(self._labels, index),
-            caption_text(table.column(self.text)[row].as_py()) if self.text else None,
+            caption_text(text),
+            partial(more_texts, text),
         )
 
     def _group(self, which: int) -> pyarrow.Table:

@@ -13,7 +13,7 @@ from typing import Any
 from dino_tower.errors import ConfigError, unknown
 from dino_tower.vlm.amiss import processor_amiss, reload_amiss, settings_amiss, tokens_amiss, weights_amiss
 from dino_tower.vlm.dense import check_dense
-from dino_tower.vlm.facts import ANY_TOKENS, DENSE, VLMS, Dense, Vlm
+from dino_tower.vlm.facts import ANY_TOKENS, DENSE, LIKE, VLMS, Dense, Vlm
 from dino_tower.vlm.settings import STRATEGY, dropped, settings
 from dino_tower.vlm.vision import Vision, vision_of
 
@@ -78,13 +78,15 @@ def image_tokens_for(vlm: Any, tower: Any, image_size: int | None = None) -> Ima
     if fact.reads == "pooled" and not vision.pooled:
         raise ConfigError(f"{name} wants one pooled vector a picture, and this {vision.family} gives none")
     side = _image_size(name, fact, vision, image_size)
-    strategy = None if fact.strategy is None else "default" if vision.layout.cls else "full"
+    strategy = None if fact.strategy is None else "default" if vision.cls else "full"
     extra = vision.prefix - dropped(fact, strategy)
     if fact.grid and extra:
         raise ConfigError(
             f"{name} wants the square of patches and nothing else, and gets {vision.named(extra)} as well;"
             f" use a tower without {'registers' if fact.strategy else 'a class token (siglip_vision_model)'}"
         )
+    if fact.grid and vision.per_place > 1:
+        raise ConfigError(f"{name} wants one token a patch, and this {vision.family} interleaves {vision.per_place}")
     made = settings(fact, vision, strategy, side)
     return ImageTokens(
         vlm=name,
@@ -100,12 +102,12 @@ def image_tokens_for(vlm: Any, tower: Any, image_size: int | None = None) -> Ima
     )
 
 
-def check_vlm(vlm: Any, tower: Any, processor: Any = None) -> list[str]:
+def check_vlm(vlm: Any, tower: Any, processor: Any = None, image_size: int | None = None) -> list[str]:
     """Warn where a VLM silently misuses a tower; the warnings are also returned.
 
     vlm: as for `image_tokens_for`, or a class of `facts.DENSE`. A config is judged by its settings, a model by its
     settings and (where `tower` is a Tower or a model) its weights, a class by its defaults.
-    tower: as for `image_tokens_for`. processor: the VLM's processor, to be judged as well.
+    tower, image_size: as for `image_tokens_for`. processor: the VLM's processor, to be judged as well.
     Raises ConfigError where the combination cannot work: transformers would fail later, with a message about shapes.
     """
     known: dict[str, Vlm | Dense] = {**VLMS, **DENSE}
@@ -115,8 +117,10 @@ def check_vlm(vlm: Any, tower: Any, processor: Any = None) -> list[str]:
     if isinstance(fact, Dense):
         check_dense(name, config, tower)
     else:
-        wanted, vision = image_tokens_for(name, tower), vision_of(tower)
+        wanted, vision = image_tokens_for(name, tower, image_size), vision_of(tower)
         found += settings_amiss(name, fact, vision, config, wanted)
+        if processor is not None and getattr(config, "model_type", "") in LIKE:  # its projector counts otherwise
+            processor = processor.image_processor
         found += processor_amiss(processor, vision, wanted) if processor is not None else []
     # an adapter changes what its weights do and their names: nothing to compare
     if config is not vlm and config is not None and not hasattr(vlm, "peft_config"):
@@ -150,7 +154,7 @@ def _image_size(name: str, fact: Vlm, vision: Vision, asked: int | None) -> int:
 def _find(client: Any, facts: Any) -> tuple[str, Any]:
     kind = getattr(getattr(client, "config_class", None) or getattr(client, "config", client), "model_type", client)
     for name, fact in facts.items():
-        if name == client or fact.model_type == kind:
+        if name == client or fact.model_type == (LIKE.get(kind, kind) if isinstance(kind, str) else kind):
             return name, fact
     shown = client if isinstance(client, str) else getattr(client, "__name__", type(client).__name__)
     raise unknown("VLM class", shown, facts)

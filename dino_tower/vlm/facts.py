@@ -28,6 +28,7 @@ LAYOUTS: dict[str, Layout] = {
     "clip_vision_model": Layout(any_size=False, backbone=False),
     "vit": Layout(any_size=False, backbone=False),
     "ijepa": Layout(cls=False, any_size=False, backbone=False),
+    "dino_tower_fused": Layout(cls=False, backbone=False),
 }
 
 
@@ -93,6 +94,8 @@ VLMS: dict[str, Vlm] = {
         "fast_vlm", refuses="it takes the feature map [B, D, h, w] of a FastViT for tokens"
     ),
 }
+# Classes of ours that read their tower as a class of transformers does.
+LIKE = {"dino_tower_llava": "llava"}
 # Their decoder's memory and their pooled vector are no rows of image tokens: a class token or registers do no harm.
 ANY_TOKENS = ("VisionEncoderDecoderModel", "VisionTextDualEncoderModel")
 

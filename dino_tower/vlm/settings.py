@@ -50,7 +50,10 @@ def layers(fact: Vlm, vision: Vision) -> int | list[int]:
 def _llava(fact: Vlm, vision: Vision, strategy: str | None, side: int) -> Settings:
     tokens = _patches(vision, side) + vision.prefix - dropped(fact, strategy)
     config = {**_selection(fact, vision, strategy), "image_seq_length": tokens}
-    return Settings(tokens, config, _llava_processor(vision, strategy or "default"))
+    processor = _llava_processor(vision, strategy or "default")
+    if vision.per_place > 1:  # LlavaProcessor counts one token a patch
+        processor["num_additional_image_tokens"] += (side // vision.patch) ** 2 * (vision.per_place - 1)
+    return Settings(tokens, config, processor)
 
 
 def _llava_next(fact: Vlm, vision: Vision, strategy: str | None, side: int) -> Settings:
@@ -150,7 +153,7 @@ def _llava_processor(vision: Vision, strategy: str | None) -> Arguments:
 
 
 def _patches(vision: Vision, side: int) -> int:
-    return (side // vision.patch) ** 2
+    return (side // vision.patch) ** 2 * vision.per_place
 
 
 def _square(side: int) -> dict[str, int]:

@@ -16,7 +16,8 @@ class Vision:
     """A tower in numbers.
 
     image_size: the native size in pixels; crop: what its processor cuts, None where there is no processor.
-    pooled: it gives one vector a picture. mean, std: of its processor.
+    pooled: it gives one vector a picture. mean, std: of its processor. cls: it has a class token.
+    per_place: tokens for each place of the grid, more than one where a fused tower interleaves those of several.
     """
 
     family: str
@@ -29,6 +30,8 @@ class Vision:
     crop: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    cls: bool = True
+    per_place: int = 1
 
     @property
     def layout(self) -> Layout:
@@ -37,7 +40,7 @@ class Vision:
     @property
     def prefix(self) -> int:
         """Tokens in front of the patches: the class token and the registers."""
-        return int(self.layout.cls) + self.registers
+        return int(self.cls) + self.registers
 
     def named(self, count: int) -> str:
         """The last `count` tokens of the prefix in words: `4 registers`, `the class token and 4 registers`."""
@@ -67,6 +70,8 @@ def vision_of(tower: Any) -> Vision:
         crop=crop["height"] if crop else None,
         mean=_numbers(getattr(processor, "image_mean", None)),
         std=_numbers(getattr(processor, "image_std", None)),
+        cls=getattr(config, "class_token", LAYOUTS[family].cls),  # a fused tower has one or none
+        per_place=getattr(config, "tokens_per_place", 1),
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -14,7 +15,8 @@ from dino_tower.images import ImageInput, UnreadableImage, image_size, read_imag
 
 VOID = 255  # in masks: pixels that do not count
 OFFERS = (
-    "labels", "masks", "instances", "boxes", "video", "pairs", "depth", "queries", "copies", "captions", "phrases",
+    "labels", "masks", "instances", "boxes", "video", "pairs", "depth", "camera", "queries", "copies", "captions",
+    "phrases",
 )  # fmt: skip
 
 Pixels = Callable[[], np.ndarray]
@@ -69,10 +71,16 @@ class Item:
     frames: tuple[Item, ...] = ()
     pair: Pair | None = None
     query: Relevance | None = None
+    camera: tuple[float, float, float, float] | None = None  # fx, fy, cx, cy in pixels, of the depth map
 
     def image(self) -> Image.Image:
         """RGB, upright. Raises UnreadableImage."""
         return read_image(self.payload() if callable(self.payload) else self.payload)
+
+    @property
+    def where(self) -> str:
+        """Its file, for messages; its id where it is none."""
+        return str(self.payload) if isinstance(self.payload, (str, Path)) else self.id
 
     def size(self) -> tuple[int, int]:
         """(width, height) of the upright picture, from the header. Raises UnreadableImage."""
@@ -136,6 +144,8 @@ class Dataset:
     has: frozenset[str]
     classes: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()
+    whole: Dataset | None = None  # of a part: the set it is a part of,
+    places: tuple[int, ...] = ()  # and which of its items these are
 
     def __len__(self) -> int:
         return len(self.items)
@@ -155,6 +165,13 @@ class Dataset:
     def database(self) -> list[Item]:
         """What is searched: every item that is not a query, in order."""
         return [item for item in self.items if item.query is None]
+
+    def part(self, places: Sequence[int], name: str) -> Dataset:
+        """Some of the items, which share what is known about the whole (their features, for one)."""
+        return replace(
+            self, split=f"{self.split}/{name}", items=[self.items[place] for place in places],
+            whole=self.whole or self, places=tuple(self.places[p] if self.whole else p for p in places),
+        )  # fmt: skip
 
     def describe(self) -> str:
         """One line for people."""
@@ -178,7 +195,7 @@ class Dataset:
                 try:
                     one.image()
                 except UnreadableImage as error:
-                    raise ConfigError(f"{one.id}: {error.reason}") from None
+                    raise ConfigError(f"{one.where}: {error.reason}") from None
                 for kind in ("mask", "instance", "depth"):
                     if getattr(one, f"{kind}_reader") is not None:
                         getattr(one, "instances" if kind == "instance" else kind)()

@@ -20,6 +20,7 @@ from dino_tower.eval.datasets.reading import SAME, all_labelled, by_hash, images
 
 MILLIMETRES = 1000.0
 EIGHT_BITS = 25.5  # 255 is 10 m
+NYU_CAMERA = (518.857901, 519.469611, 325.582449, 253.736166)  # of its colour pictures, `camera_params.m`
 # end of the picture's name -> end of its depth map's
 ENDINGS = {"_colors": "_depth", "_rgb": "_depth"}
 STARTS = {"rgb_": "sync_depth_"}
@@ -86,7 +87,8 @@ def open_depth(root: Path, name: str, split: str) -> Dataset:
     folder = depth_folder(root, split)
     if folder is None and depth_folder(root, "train"):
         raise ConfigError(f"{name}: no folder for split {split!r}")
-    units = _units(root / "index.json") if (root / "index.json").is_file() else {}
+    listed = (root / "index.json").is_file()
+    units, cameras = (_units(root / "index.json"), _cameras(root / "index.json")) if listed else ({}, {})
     found = [(path, depth) for path in images_in(folder or root) if (depth := depth_of(path)) is not None]
     if not found:
         raise ConfigError(f"{folder or root}: no picture is named as one with a depth map")
@@ -100,8 +102,11 @@ def open_depth(root: Path, name: str, split: str) -> Dataset:
         path, depth = found[place]
         plain = path.suffix.lower() == ".jpg" and "nyu2_train" in path.parts
         scale, invalid = units.get(ids[place].removesuffix("_rgb"), (EIGHT_BITS if plain else MILLIMETRES, 0))
-        items.append(Item(ids[place], path, depth_reader=DepthFile(depth, scale, invalid)))
-    return Dataset(name, "depth", split, chosen_by, items, frozenset({"depth"}))
+        nyu = NYU_CAMERA if "nyu2_" in str(folder) or depth.name.startswith("sync_depth_") else None
+        camera = cameras.get(ids[place].removesuffix("_rgb"), nyu)
+        items.append(Item(ids[place], path, depth_reader=DepthFile(depth, scale, invalid), camera=camera))
+    has = {"depth"} | ({"camera"} if all(item.camera for item in items) else set())
+    return Dataset(name, "depth", split, chosen_by, items, frozenset(has))
 
 
 def _units(path: Path) -> dict[str, tuple[float, int]]:
@@ -113,3 +118,17 @@ def _units(path: Path) -> dict[str, tuple[float, int]]:
             raise ConfigError(f"{path}: every row needs an id and depth_units_per_metre above 0, not {row!r:.80}")
         units[str(row["id"])] = (float(scale), int(row.get("invalid", 0)))
     return units
+
+
+def _cameras(path: Path) -> dict[str, tuple[float, float, float, float]]:
+    """index.json: "camera" of a row, [fx, fy, cx, cy] in pixels, where it is known: surface normals need it."""
+    cameras = {}
+    for row in read_json(path):
+        if "camera" not in row:
+            continue
+        given = row["camera"]
+        numbers = isinstance(given, list) and len(given) == 4 and all(isinstance(one, int | float) for one in given)
+        if not numbers or min(given[:2]) <= 0:
+            raise ConfigError(f"{path}: camera of {row['id']!r} is {given!r:.80}; needs [fx, fy, cx, cy] in pixels")
+        cameras[str(row["id"])] = (float(given[0]), float(given[1]), float(given[2]), float(given[3]))
+    return cameras

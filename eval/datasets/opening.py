@@ -15,6 +15,7 @@ from dino_tower.eval.datasets import (
     pairs,
     scene_parsing,
     search,
+    stereo,
     video,
     voc,
     yolo,
@@ -55,6 +56,11 @@ LAYOUTS: dict[str, Layout] = {
         _any("PairAnnotation", "Layout"),
         pairs.open_spair,
         "PairAnnotation, Layout/large, JPEGImages",
+    ),
+    "stereo": Layout(
+        _any("*/im0.png", "*/im1.png"),
+        stereo.open_stereo,
+        "SCENE/im0.png, im1.png, disp0.pfm (Middlebury 2014)",
     ),
     "voc": Layout(
         _segmentation,

@@ -10,7 +10,9 @@ turns, and the ratio is that of the paired times.
 from __future__ import annotations
 
 import os
+import tempfile
 import time
+from pathlib import Path
 
 if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -21,6 +23,10 @@ from paired import Row, row, show, turns
 from PIL import Image
 
 from dino_tower import load_tower
+from dino_tower.eval.datasets import Item
+from dino_tower.eval.extraction import Feature, extract
+from dino_tower.eval.geometry import Frame
+from dino_tower.tower import Tower
 
 ARCHITECTURE, BATCH, ROUNDS = "random:vits16", 4, 31
 TARGET = 0.95
@@ -61,7 +67,35 @@ def rows() -> list[Row]:
         times = turns({"ours": ours, "theirs": theirs}, ROUNDS, time.process_time)
         pairs = [(one["ours"], one["theirs"]) for one in times]
         found.append(row(f"features, {name}", baseline, pairs, TARGET))
-    return found
+    return [*found, into_the_cache(tower)]
+
+
+def into_the_cache(tower: Tower) -> Row:
+    """Patches of 48 files read, seen and written to memory-mapped arrays, against reading and seeing them by hand."""
+    with tempfile.TemporaryDirectory() as folder:
+        root, rng = Path(folder), np.random.default_rng(1)
+        files = [root / "photos" / kind / f"{i}.jpg" for kind in "ab" for i in range(24)]
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            small = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+            Image.fromarray(small).resize((500, 375), Image.Resampling.BICUBIC).save(file)
+        items = [Item(file.stem, file) for file in files]
+        frame, feature = Frame("square", "pixels", pixels=224), Feature("rows", tower.depth)
+        target = root / "features"
+        target.mkdir()
+
+        @torch.no_grad()
+        def by_hand() -> None:
+            for start in range(0, len(files), 20):
+                part = [Image.open(file).convert("RGB") for file in files[start : start + 20]]
+                resized = [one.resize((224, 224), Image.Resampling.BICUBIC) for one in part]
+                tower.model(tower.processor(resized, do_resize=False, return_tensors="pt").pixel_values)
+
+        times = turns(
+            {"ours": lambda: extract(tower, items, frame, {feature: target}), "theirs": by_hand}, 5, time.process_time
+        )
+    pairs = [(one["ours"], one["theirs"]) for one in times]
+    return row("patches of 48 photos into the cache", "read and seen by hand", pairs, TARGET)
 
 
 if __name__ == "__main__":

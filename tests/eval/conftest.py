@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from dino_tower.cli import main
+
 HERE = Path(__file__).parents[1] / "parity" / "eval"
 Arrays = dict[str, torch.Tensor]
 
@@ -65,3 +67,25 @@ def same() -> Callable[..., None]:
         assert float((mine - theirs).nan_to_num(0).abs().max()) <= 1e-5 * largest
 
     return check
+
+
+SMALL = ("--tokens", "6", "--pixels", "64", "--limit", "24", "--seeds", "2", "--suite", "knn,in-context")
+
+
+@pytest.fixture(scope="session")
+def bench_command() -> Callable[..., list[str]]:
+    """bench_command(FOLDER, *FLAGS, towers=, data=): the words of a small benchmark with output and cache there."""
+
+    def words(folder: Path, *flags: str, towers: tuple[str, ...] = ("builtin:scenes",)) -> list[str]:
+        places = ["--data", "scenes", "--output", str(folder / "out"), "--cache", str(folder / "cache")]
+        return ["eval", *towers, *places, *SMALL, *flags]
+
+    return words
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory: pytest.TempPathFactory, bench_command: Callable[..., list[str]]) -> Path:
+    """The folder of one small benchmark, run once: out/ and cache/."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    assert main(bench_command(folder)) == 0
+    return folder

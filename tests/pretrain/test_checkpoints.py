@@ -20,30 +20,30 @@ from dino_tower.checkpoint import BackgroundWriter, check_digests, replace_text,
 from dino_tower.config import to_tree
 from dino_tower.errors import ConfigError
 from dino_tower.images import processor_for
-from dino_tower.pretrain.centre import Centre
 from dino_tower.pretrain.heads import DinoHead
-from dino_tower.pretrain.run_directory import RunDirectory
-from dino_tower.pretrain.settings import Config
+from dino_tower.pretrain.objectives.objective import make_objective
+from dino_tower.pretrain.settings import Config, HeadConfig
 from dino_tower.pretrain.state import Position, Trained, restore, snapshot
 from dino_tower.pretrain.student_teacher import Network, make_teacher
+from dino_tower.run.directory import RunDirectory
 
 NOBODY = 65534
 
 
 def make_trained() -> Trained:
     """The smallest network with all that a checkpoint holds."""
-    student = Network(build("vitt8", image_size=16, width=16, depth=1, heads=1), DinoHead(16, 64, 16, 8))
+    student = Network(build("vitt8", image_size=16, width=16, depth=1, heads=1), head=DinoHead(16, 64, 16, 8))
     optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad])
     for p in student.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
-    return Trained(student, make_teacher(student), Centre(64), optimizer)
+    return Trained(student, make_teacher(student), make_objective(Config(head=HeadConfig(prototypes=64))), optimizer)
 
 
 def numbers(trained: Trained) -> list[torch.Tensor]:
     """Every tensor of it that is saved."""
     states = [value for state in trained.optimizer.state.values() for value in state.values()]
-    modules = (trained.student, trained.teacher, trained.centre)
+    modules = (trained.student, trained.teacher, trained.objective)
     return [*states, *(value for module in modules for value in module.state_dict().values())]
 
 

@@ -63,7 +63,7 @@ class Watched(train.Trained):
 def watched(optimizer, *rates):
     digest = hashlib.sha256()
     trained = seen[0]
-    for module in (trained.student, trained.teacher, trained.centre):
+    for module in (trained.student, trained.teacher, trained.objective):
         for value in module.state_dict().values():
             digest.update(value.numpy().tobytes())
     for state in trained.optimizer.state.values():

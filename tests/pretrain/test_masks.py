@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from dino_tower.pretrain import masks as module
-from dino_tower.pretrain.masks import ASPECT, block_mask, draw_block, ibot_mask, random_mask, stratified_masks
+from dino_tower.pretrain.draws import Place
+from dino_tower.pretrain.masks import (
+    ASPECT,
+    block_mask,
+    draw_block,
+    ibot_mask,
+    random_mask,
+    stratified_masks,
+)
+from dino_tower.pretrain.objectives import hidden
+from dino_tower.pretrain.objectives.hidden import DrawMasks
 
 DRAWS = 2000
 IBOT_GRID, DINOV2_GRID, DINOV2_CROPS = (14, 14), (16, 16), 64
@@ -193,3 +203,29 @@ def test_wrong_settings_are_named() -> None:
         ibot_mask(rng, IBOT_GRID, ratios=(0.1,))
     with pytest.raises(ValueError, match=r"share of masked images 1\.5"):
         stratified_masks(rng, 4, IBOT_GRID, share=1.5)
+
+
+def draw(shape: str) -> DrawMasks:
+    return DrawMasks((8, 8), shape, (0.0, 0.3), (0.0, 0.2), 0.5, (0.1, 0.5))
+
+
+@pytest.mark.parametrize("shape", [*module.SHAPES, "stratified"])
+def test_the_masks_of_a_sample_depend_on_its_place_alone(shape: str) -> None:
+    """Not on the process or the micro-batch that it falls to, nor on what was drawn before."""
+    places = [Place(5, 2, 100 + p, 0, p, 8) for p in range(16)]
+    first = [draw(shape)(place)["masks"] for place in places]
+    hidden._strata_of_step.cache_clear()
+    again = [draw(shape)(place)["masks"] for place in reversed(places)][::-1]
+    assert np.array_equal(first, again) and first[0].shape == (2, 8, 8)
+    other = [draw(shape)(Place(6, 2, 100 + p, 0, p, 8))["masks"] for p in range(16)]
+    assert not np.array_equal(first, other)
+
+
+def test_strata_are_those_of_the_whole_step() -> None:
+    """Of eight samples' sixteen views, eight are masked, each in a stratum of its own, on however many processes."""
+    for step in range(3):
+        masks = np.concatenate(
+            [draw("stratified")(Place(1, 0, p, 0, p, 8))["masks"] for p in range(8 * step, 8 * step + 8)]
+        )
+        counts = np.sort(masks.sum((1, 2)))
+        assert (counts[:8] == 0).all() and (counts[8:] <= np.linspace(0.1, 0.5, 9)[1:] * 64).all() and counts[8] > 0

@@ -10,21 +10,24 @@ import torch
 from PIL import Image
 
 from dino_tower import load_tower
-from dino_tower.pretrain.centre import Centre
-from dino_tower.pretrain.monitor import health, rankme
+from dino_tower.pretrain.monitor import Falling, rankme
+from dino_tower.pretrain.objectives.dino import Dino, sharpness
 from dino_tower.pretrain.pixels import Normalise
+from dino_tower.pretrain.settings import Config, HeadConfig
 
 
 def test_health_of_a_uniform_and_of_a_one_sided_teacher() -> None:
     uniform = torch.full((2, 3, 8), 1 / 8)
-    row = health(uniform, torch.tensor(math.log(8)), Centre(8))
-    assert abs(row["entropy"] - math.log(8)) < 1e-6 and abs(row["prototypes_used"] - 8) < 1e-4 and abs(row["kl"]) < 1e-6
+    row = sharpness(uniform)
+    assert abs(row["entropy"] - math.log(8)) < 1e-6 and abs(row["prototypes_used"] - 8) < 1e-4
     one = torch.zeros(2, 3, 8)
     one[..., 5] = 1
-    row = health(one, torch.tensor(2.0), Centre(8))
-    assert row["entropy"] == 0 and abs(row["prototypes_used"] - 1) < 1e-6 and row["kl"] == 2
+    row = sharpness(one)
+    assert row["entropy"] == 0 and abs(row["prototypes_used"] - 1) < 1e-6
+    config = Config(head=HeadConfig(prototypes=8))
+    assert Dino(config).health(one, torch.tensor(2.0)) == {**row, "kl": 2, "centre_norm": 0}
     spread = torch.eye(6, 8).view(2, 3, 8)  # sure of each image, and each image another prototype
-    row = health(spread, torch.tensor(2.0), Centre(8))
+    row = sharpness(spread)
     assert row["entropy"] == 0 and abs(row["prototypes_used"] - 6) < 1e-4
 
 
@@ -72,3 +75,10 @@ def test_watching_does_not_change_the_run(pretrain) -> None:
     looks = [row for row in rows if row["kind"] == "monitor"]
     assert looks and all(set(row["knn"]) == {"5", "10", "20"} and row["rankme"] > 1 for row in looks)
     assert looks[0]["knn"] == looks[0]["random_knn"]
+
+
+def test_a_fall_of_knn_is_said_once_when_it_lasts() -> None:
+    falling = Falling()
+    said = [falling.update({"10": value}) for value in (0.5, 0.6, 0.55, 0.59, 0.55, 0.54, 0.4, 0.6, 0.5, 0.5)]
+    assert [number for number, message in enumerate(said) if message] == [5, 9]
+    assert "10-NN of the teacher fell from 60.0% to 54.0%" in said[5]

@@ -15,8 +15,11 @@ from dino_tower.positions import use_reference_interpolation
 from dino_tower.pretrain.centre import Centre
 from dino_tower.pretrain.heads import DinoHead
 from dino_tower.pretrain.losses import dino_loss
+from dino_tower.pretrain.objectives.objective import make_objective
+from dino_tower.pretrain.objectives.term import Inputs, Rates
 from dino_tower.pretrain.optim import CLIP, OPTIMISERS, parameter_groups, set_rates
 from dino_tower.pretrain.schedules import cosine, stepped_warmup
+from dino_tower.pretrain.settings import Config, HeadConfig, LossConfig
 from dino_tower.pretrain.student_teacher import Network, Student, make_teacher, update_teacher
 from dino_tower.tokens import last_attention, tokens
 
@@ -149,12 +152,13 @@ def test_trajectory(parity_train: Path, optimiser: str) -> None:
     (hidden, width), (prototypes, bottleneck) = (head_weights[k].shape for k in ("mlp.0.weight", "last_layer.weight_v"))
     head = DinoHead(width, prototypes, hidden, bottleneck, norm_last_layer=False)
     head.load_state_dict(head_weights, strict=True)
-    network = Network(original_vit(part(init, "backbone."), TRAJECTORY_HEADS), head)
+    network = Network(original_vit(part(init, "backbone."), TRAJECTORY_HEADS), head=head)
     for name, p in network.backbone.named_parameters():
         p.requires_grad_(not name.endswith(("lambda1", "mask_token")))
     teacher = make_teacher(network)
-    student = Student(network, STUDENT_TEMPERATURE)
-    centre = Centre(prototypes)
+    config = Config(head=HeadConfig(prototypes=prototypes), loss=LossConfig(student_temp=STUDENT_TEMPERATURE))
+    objective = make_objective(config)
+    student = Student(network, objective)
     groups = parameter_groups([network.backbone, network.head])
     # the authors count each block's fused qkv once, we have its three parts
     decayed = [n for n in names["decay"].tolist() if "qkv" not in n]
@@ -168,11 +172,10 @@ def test_trajectory(parity_train: Path, optimiser: str) -> None:
         set_rates(optimizer, run.lr[i], run.wd[i])
         globals_ = list(data[f"global{i}"])
         locals_ = list(data[f"local{i}"])
-        logits = teacher(globals_)
-        targets = centre.targets(logits, TEACHER_TEMPERATURES[epoch])
-        loss = student(globals_ + locals_, targets)
-        centre.observe(logits)
-        centre.commit()
+        inputs = Inputs(globals_ + locals_, torch.zeros(len(globals_[0])))
+        rates = Rates(TEACHER_TEMPERATURES[epoch])
+        loss = student(inputs, objective.targets(teacher, inputs, rates), rates)["loss"]
+        objective.commit()
         optimizer.zero_grad()
         loss.backward()
         CLIP["per_parameter"](student.named_parameters(), float(data["clip_per_parameter"]))
@@ -182,7 +185,7 @@ def test_trajectory(parity_train: Path, optimiser: str) -> None:
         optimizer.step()
         update_teacher(teacher, network, run.momentum[i])
         assert abs(loss.item() - float(data[f"loss{i}"])) <= 1e-5
-    assert (centre.centre - data["center"]).abs().max() <= 1e-5
+    assert (objective.states()["centre"].centre - data["center"]).abs().max() <= 1e-5
     for who, net in (("student", network), ("teacher", teacher)):
         want = part(data, f"{who}/")
         got = {f"backbone.{k}": v for k, v in native_to_original(net.backbone.state_dict()).items()}

@@ -17,21 +17,21 @@ LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 SPY = """
 import json, os, sys
 import torch
-from dino_tower.pretrain import train, student_teacher
+from dino_tower.pretrain import centre, train, student_teacher
 seen = []
 forward = student_teacher.Student.forward
-def spy(self, views, targets, frozen=False):
+def spy(self, inputs, targets, rates):
     global world
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    seen.append([float(v.double().sum()) for v in views])
-    return forward(self, views, targets, frozen)
+    seen.append([float(v.double().sum()) for v in inputs.views])
+    return forward(self, inputs, targets, rates)
 student_teacher.Student.forward = spy
 centres = []
-commit = train.Centre.commit
+commit = centre.Centre.commit
 def spy_commit(self):
     commit(self)
     centres.append(self.centre.double().tolist())
-train.Centre.commit = spy_commit
+centre.Centre.commit = spy_commit
 code = train.main(sys.argv[2:])
 rank = int(os.environ.get("RANK", 0))
 with open(f"{sys.argv[1]}-{rank}.json", "w") as file:

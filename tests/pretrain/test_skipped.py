@@ -19,8 +19,8 @@ from dino_tower.errors import ConfigError
 from dino_tower.pretrain.crops import CropsConfig
 from dino_tower.pretrain.data import Batch, build_loader
 from dino_tower.pretrain.order import epoch_order
-from dino_tower.pretrain.skipped import SkippedLog, TooManySkipped
 from dino_tower.sources import Source, open_source
+from dino_tower.sources.skipped import SkippedLog, TooManySkipped
 
 COUNT = 40
 NOBODY = 65534

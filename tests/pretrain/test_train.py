@@ -140,6 +140,32 @@ def test_init_from_starts_with_those_weights(pretrain) -> None:
     assert not (first.parent / "third").exists()
 
 
+@pytest.mark.parametrize("arch", ["vitt8", "vits8_reg4"])
+def test_init_from_weights_of_another_size(pretrain, arch: str) -> None:
+    """The position table is resized once, as the class does it at every call: the tower says what it said before."""
+    first = pretrain("first", "--arch", arch, "--steps", "1")
+    source = first / "checkpoints/step-1/student"
+    still = ("--arch", arch, "--steps", "1", "--optim.base-lr", "0", "--optim.min-lr", "0")
+    second = pretrain("second", *still, "--init-from", str(source), "--crops.global-size", "48")
+    assert load_tower(second).model.config.image_size == 48
+    x = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(load_tower(second)(x).patches, load_tower(source)(x).patches, atol=1e-5)
+
+
+def test_heads_learn_first_on_a_backbone_that_is_good(pretrain) -> None:
+    """New heads wreck the features that they are put on: the backbone waits, without decay, for two of four steps."""
+    run = pretrain(
+        "run", "--steps", "4", "--checkpoint-every", "2", "--head.freeze-epochs", "0", "--optim.warmup-epochs", "0",
+        "--optim.freeze-backbone-epochs", "1.5", "--teacher.momentum", "0.5",
+    )  # fmt: skip
+    middle, end = (load_file(run / f"checkpoints/step-{step}/student/model.safetensors") for step in (2, 4))
+    teacher = load_file(run / "checkpoints/step-2/teacher/model.safetensors")
+    assert all(torch.equal(middle[k], teacher[k]) for k in middle)  # it has not moved, so neither has its average
+    assert any(not torch.equal(middle[k], end[k]) for k in middle)
+    stepped = {name.partition(".")[0] for name in load_file(run / "checkpoints/step-2/optimizer.safetensors")}
+    assert stepped == {"head"}
+
+
 def test_a_step_with_nothing_finite_changes_nothing(pretrain, monkeypatch) -> None:
     """A NaN anywhere: no optimiser step, no centre, no teacher; the images are named; the run goes on.
 

@@ -124,7 +124,7 @@ def test_own_coco_json_with_a_split_in_each_image_and_phrases(tmp_path: Path) ->
     assert [(box.corners, test.regions[box.label]) for box in test[0].boxes or ()] == [((2, 0, 4, 2), "car")]
     assert test[0].phrases == (("big car", (2, 0, 4, 2)),)
     assert train[0].boxes == ()
-    assert allowed_tasks(test) == ["discovery", "grounding", "health"]
+    assert allowed_tasks(test) == ["discovery", "homography", "grounding-regions", "grounding-maps", "health"]
 
 
 @pytest.mark.parametrize("listed", ["names: [leaf, bud]\n", "names:\n  0: leaf\n  1: bud\n", None])

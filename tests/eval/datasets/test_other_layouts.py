@@ -12,6 +12,7 @@ from PIL import Image
 
 from dino_tower.errors import ConfigError
 from dino_tower.eval.datasets import LAYOUTS, allowed_tasks, open_dataset
+from dino_tower.eval.datasets.depth import NYU_CAMERA
 from dino_tower.sources.opening import hash_split, open_source
 
 
@@ -46,7 +47,7 @@ def test_davis(tmp_path: Path, listing: str, line: str, stored: list[int], read:
         save(tmp_path / "Annotations" / "480p" / "bear" / f"{frame:05d}.png", [stored])
     data = open_dataset(str(tmp_path))
     (video,) = data
-    assert (data.kind, video.id, allowed_tasks(data)) == ("davis", "bear", ["video", "health"])
+    assert (data.kind, video.id, allowed_tasks(data)) == ("davis", "bear", ["video", "homography", "health"])
     assert [frame.id for frame in video.frames] == ["bear/00000", "bear/00001", "bear/00002"]
     assert [frame.instances().tolist() for frame in video.frames] == [[read]] * 3
 
@@ -86,6 +87,8 @@ def test_nyu_as_densedepth_and_bts_extract_it(tmp_path: Path) -> None:
         save(bts / "official_splits" / part / "kitchen" / "sync_depth_00045.png", [[0, 2000, 3000]], np.uint16)
     data = open_dataset(str(bts))
     assert (data.kind, data[0].id, data[0].depth().tolist()) == ("depth", "kitchen/rgb_00045", [[0, 2, 3]])
+    for one in (test, data):  # its camera is known, so that normals can be formed
+        assert (one[0].camera, allowed_tasks(one)) == (NYU_CAMERA, ["homography", "depth", "normals", "health"])
 
 
 @pytest.mark.parametrize("folders", [True, False])
@@ -101,6 +104,22 @@ def test_own_depth_with_its_units(tmp_path: Path, folders: bool) -> None:
     assert len(data) + len(open_dataset(str(tmp_path))) == 20
     expected = [[0.007, 5, 10]] if folders else [[0, 1, 2]]
     assert np.allclose(data[0].depth(), expected)
+    assert "normals" not in allowed_tasks(data)  # no camera
+
+
+def test_a_camera_in_the_index_allows_normals_and_a_wrong_one_is_named(tmp_path: Path) -> None:
+    rows = [{"id": f"{place:03d}", "depth_units_per_metre": 1000, "camera": [500, 501, 1, 0.5]} for place in range(20)]
+    for place in range(20):
+        photo(tmp_path / f"{place:03d}_rgb.jpg")
+        save(tmp_path / f"{place:03d}_depth.png", [[7, 5000, 10000]], np.uint16)
+    write(tmp_path / "index.json", rows)
+    data = open_dataset(str(tmp_path))
+    assert data[0].camera == (500, 501, 1, 0.5)
+    assert "normals" in allowed_tasks(data)
+    for wrong in ([500, 501, 1], [0, 501, 1, 2], "pinhole"):
+        write(tmp_path / "index.json", [rows[0] | {"camera": wrong}])
+        with pytest.raises(ConfigError, match=r"camera of '000' is .*needs \[fx, fy, cx, cy\]"):
+            open_dataset(str(tmp_path))
 
 
 def test_revisited_oxford_is_read_from_json_and_never_unpickled(tmp_path: Path) -> None:
@@ -118,7 +137,7 @@ def test_revisited_oxford_is_read_from_json_and_never_unpickled(tmp_path: Path) 
     assert query.query is not None
     assert (query.query.easy, query.query.hard, query.query.junk) == ((1,), (0,), (2,))
     assert query.image().size == (5, 4)  # cut to its box
-    assert allowed_tasks(data) == ["retrieval", "health"]
+    assert allowed_tasks(data) == ["homography", "retrieval", "health"]
 
 
 def test_copydays(tmp_path: Path) -> None:
@@ -167,7 +186,7 @@ def test_class_folders_without_splits_are_split_as_training_splits_them(tmp_path
     assert [item.id for item in test] == [expected.sample_id(i) for i in range(len(expected))]
     assert len(train) + len(test) == 30
     assert "hash" in test.chosen_by
-    assert allowed_tasks(test) == ["knn", "linear-probe", "logistic", "zero-shot", "health"]
+    assert allowed_tasks(test) == ["knn", "linear-probe", "logistic", "homography", "zero-shot", "health"]
     assert "2 classes; labels; split by hash" in test.describe()
 
 

@@ -151,5 +151,5 @@ def test_scenes_know_everything_about_themselves() -> None:
     for box in item.boxes or ():
         left, top, right, bottom = (int(value) for value in box.corners)
         assert (item.mask()[top:bottom, left:right] == box.label).any()
-    assert {"grounding", "knn", "discovery"} <= set(allowed_tasks(data))
+    assert {"grounding-maps", "knn", "discovery"} <= set(allowed_tasks(data))
     assert [one.id for one in data.items[2:4]] == ["test-000002", "test-000003"]

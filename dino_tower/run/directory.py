@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from safetensors import SafetensorError
 
@@ -26,11 +26,20 @@ from dino_tower.checkpoint import (
 )
 from dino_tower.config import to_yaml
 from dino_tower.errors import ConfigError
-from dino_tower.pretrain.settings import Config
 
 LOCK, SETTINGS = ".lock", "config.yaml"
 # Not the program's fault and not a network's: the disk is full or may not be written.
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+
+
+class RunSettings(Protocol):
+    """What every run's settings say of its directory."""
+
+    @property
+    def output(self) -> str: ...
+
+    @property
+    def resume(self) -> str: ...
 
 
 class RunDirectory:
@@ -61,7 +70,7 @@ class RunDirectory:
             return None  # damaged: `restore` says so, with what to do
         return steps if newest is not None and steps == step_of(newest) else None
 
-    def open(self, config: Config) -> None:
+    def open(self, config: RunSettings) -> None:
         """Create the directory or take it over for a continuation. Main process only.
 
         Raises ConfigError when another process is writing this run, or when it cannot be written.
@@ -144,7 +153,7 @@ def _append_whole_lines(path: Path) -> IO[str]:
     return path.open("a")
 
 
-def refuse_or_resume(config: Config) -> bool:
+def refuse_or_resume(config: RunSettings) -> bool:
     """Whether the run in --output is to be continued (True) or a new one started (False).
 
     Raises ConfigError for a directory that holds anything when no --resume is given, and for --resume of a directory

@@ -1,0 +1,200 @@
+"""A VLM in two stages, as LLaVA 1.5 is trained (arXiv 2310.03744): the projector alone, then the language model too.
+
+    dino-tower adapt TOWER --task vlm --data FILE.json --language-model DIR --output OUT
+
+Stage 1: tower and language model are frozen. Stage 2: projector + LoRA of the language model, tower frozen or adapted.
+transformers' Trainer does the steps; its checkpoints hold what is trained and nothing else.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import transformers
+from accelerate import PartialState
+
+from dino_tower.adapters.vlm.assemble import PROJECTOR
+from dino_tower.adapters.vlm.attach import attach_tower
+from dino_tower.adapters.vlm.batches import Conversations, Words
+from dino_tower.adapters.vlm.build import IMAGE_TOKEN, build_vlm
+from dino_tower.adapters.vlm.conversations import Conversation, read_conversations
+from dino_tower.adapters.vlm.learners import Learners, learners_of_stage_1, learners_of_stage_2
+from dino_tower.adapters.vlm.stage import Stage, run_stage
+from dino_tower.adapters.vlm_settings import Config, StageConfig
+from dino_tower.checkpoint import load_tensors, save_tensors
+from dino_tower.config import to_yaml
+from dino_tower.errors import ConfigError
+from dino_tower.loading import quiet
+from dino_tower.signals import Stopped, StopSignals
+
+STOPPED = 3  # exit code of a run that was asked to stop and can be continued
+PROJECTOR_FILE = "projector.safetensors"
+TRIED = 1000  # conversations: a millisecond each
+MADE = "config.json"  # of the VLM: there when the run is finished
+
+
+def train_vlm(config: Config) -> int:
+    """Both stages, to the end or to a signal; returns the exit code. `config.output` then holds the VLM.
+
+    Raises ConfigError for what cannot be trained, before anything is written.
+    """
+    with StopSignals() as signals:
+        try:
+            return _train(config, signals)
+        except Stopped:
+            _say(f"stopped by {signals.received} before a step was done; go on with --resume auto")
+            return STOPPED
+
+
+def _train(config: Config, signals: StopSignals) -> int:
+    out = Path(config.output)
+    if refuse_or_finished(config):
+        _say(f"{out}: this run is finished; nothing to do")
+        return 0
+    transformers.logging.set_verbosity_error()
+    data = [read_conversations(stage.data or config.data, config.images) for stage in (config.stage1, config.stage2)]
+    transformers.set_seed(config.seed)
+    vlm, processor = make_vlm(config)
+    dtype = vlm.dtype
+    if config.compute.precision == "no":
+        vlm.float()
+    words = words_of(vlm, processor, config.length)
+    sets = [Conversations(_tried(part, words), words) for part in data]
+    state = PartialState(cpu=config.compute.cpu)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    signals.patient = True
+    for number, (stage, make, rows) in enumerate(_stages(config, sets), 1):
+        if stage.steps == 0 or (number == 1 and _projector_done(out, vlm)):
+            continue
+        transformers.set_seed(config.seed + number)  # the same adapters, whether stage 1 was done now or yesterday
+        learners: Learners = make(vlm, config)
+        home = out / f"stage-{number}"
+        _say(f"stage {number}: {len(rows)} conversations, {vlm.config.image_seq_length} tokens a picture; {learners}")
+        if not run_stage(vlm, processor, rows, learners, Stage(number, home, stage), config, signals):
+            _say(f"stopped by {signals.received}; go on with --resume auto")
+            return STOPPED
+        learners.merge()
+        if number == 1 and state.is_main_process:
+            save_tensors(out / PROJECTOR_FILE, getattr(vlm.model, PROJECTOR).state_dict())
+        state.wait_for_everyone()
+        gc.collect()  # DDP's hooks go with it
+    if state.is_main_process:
+        write_vlm(vlm.to(dtype), processor, out)
+    state.wait_for_everyone()
+    _say(f"{out}: transformers' AutoModelForImageTextToText.from_pretrained loads it ({type(vlm).__name__})")
+    return 0
+
+
+def make_vlm(config: Config) -> tuple[Any, Any]:
+    """The VLM and its processor before training, from the settings. Raises ConfigError."""
+    options = {k: v for k, v in asdict(config.projector).items() if k != "kind" and v is not None} or None
+    if config.language_model is not None:
+        return build_vlm(
+            config.tower,
+            config.language_model,
+            image_size=config.size,
+            layer=config.layer,
+            projector=config.projector.kind,
+            options=options,
+            patches_only=config.patches_only or None,
+        )
+    old, processor = _read_vlm(str(config.vlm))
+    return attach_tower(
+        old,
+        config.tower,
+        processor,
+        image_size=config.size,
+        layer=config.layer,
+        projector=config.projector.kind,
+        options=options,
+        patches_only=config.patches_only,
+    )
+
+
+def words_of(vlm: Any, processor: Any, length: int) -> Words:
+    """How this VLM reads conversations. Raises ConfigError for a tokenizer without the image token, and for a VLM that
+    cuts pictures into tiles, whose tokens depend on the picture."""
+    if vlm.config.model_type not in ("llava", "dino_tower_llava"):
+        raise ConfigError(f"a {type(vlm).__name__} is not trained here; build a LLaVA with --language-model")
+    known = processor.tokenizer.get_vocab().get(IMAGE_TOKEN)
+    if known != vlm.config.image_token_id:
+        said = "does not know it" if known is None else f"gives it number {known}"
+        raise ConfigError(
+            f"the VLM's pictures stand in place of token {vlm.config.image_token_id} ({IMAGE_TOKEN}), and the tokenizer"
+            f" {said}; take the tokenizer that the VLM was saved with"
+        )
+    tokens = int(vlm.config.image_seq_length)
+    if tokens >= length:
+        raise ConfigError(f"--length {length}: a picture takes {tokens} tokens, and words come on top")
+    return Words(processor, tokens, length)
+
+
+def refuse_or_finished(config: Config) -> bool:
+    """Whether the run is finished. Raises ConfigError for a directory that is not empty, or not there to be resumed."""
+    out = Path(config.output)
+    if out.is_file():
+        raise ConfigError(f"--output {out}: a file")
+    there = out.is_dir() and any(out.iterdir())
+    if config.resume == "no" and there:
+        raise ConfigError(f"--output {out} is not empty; --resume auto goes on with it, or name another directory")
+    if config.resume == "true" and not there:
+        raise ConfigError(f"--output {out}: no run to resume")
+    if there and not (out / "config.yaml").is_file():
+        raise ConfigError(f"--output {out} holds something else than a run; name another directory")
+    return (out / MADE).is_file()
+
+
+def write_vlm(vlm: Any, processor: Any, out: Path) -> None:
+    """Model and processor into `out`; config.json comes last, so that a VLM is there in full or not at all."""
+    partial = out / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    with quiet():
+        vlm.eval().save_pretrained(partial)
+        processor.save_pretrained(partial)
+    for file in sorted(partial.iterdir(), key=lambda path: path.name == MADE):
+        file.replace(out / file.name)
+    partial.rmdir()
+
+
+def _stages(config: Config, sets: list[Conversations]) -> list[tuple[StageConfig, Any, Conversations]]:
+    return [(config.stage1, learners_of_stage_1, sets[0]), (config.stage2, learners_of_stage_2, sets[1])]
+
+
+def _projector_done(out: Path, vlm: Any) -> bool:
+    """Load what stage 1 has left, if it was finished."""
+    if not (out / PROJECTOR_FILE).is_file():
+        return False
+    getattr(vlm.model, PROJECTOR).load_state_dict(load_tensors(out / PROJECTOR_FILE))
+    return True
+
+
+def _tried(conversations: list[Conversation], words: Words) -> list[Conversation]:
+    """Encode the first and the longest once: one that does not fit is named now, not in the middle of the night."""
+    longest = sorted(conversations, key=lambda one: -sum(len(text) for _, text in one.turns))
+    for one in [*conversations[:TRIED], *longest[:TRIED]]:
+        words.encode(one)
+    return conversations
+
+
+def _read_vlm(source: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    try:
+        with quiet():
+            model = AutoModelForImageTextToText.from_pretrained(source, trust_remote_code=False)
+            return model, AutoProcessor.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # damaged and foreign directories are met with every kind of exception
+        raise ConfigError(f"--vlm {source}: cannot be read: {' '.join(str(error).split())[:200]}") from None
+
+
+def _say(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
