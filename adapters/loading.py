@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from peft import PeftModel
 from PIL import Image
 
 from dino_tower.adapters.building import Built, build
@@ -83,6 +84,6 @@ def load_adapted(folder: str | Path) -> AdaptedTower:
     if base.method != "full" and built.base.digest != base.digest:
         raise ConfigError(f"{folder}: an adapter for another base: the weights of {below} have changed since")
     if method != "none":
-        load_adapter_weights(built.model.tower, load_tensors(folder / WEIGHTS), folder / WEIGHTS)
+        load_adapter_weights(cast(PeftModel, built.model.tower), load_tensors(folder / WEIGHTS), folder / WEIGHTS)
     load_strictly(built.model.head, load_tensors(folder / HEAD), folder / HEAD)
     return AdaptedTower(built, config, classes, facts["score"])

@@ -118,7 +118,7 @@ class TextTower(PreTrainedModel):
     config_class = TextTowerConfig
     base_model_prefix = "text_tower"
     main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012  # a list in the class it overrides
     _supports_sdpa = True
 
     def __init__(self, config: TextTowerConfig) -> None:
@@ -197,8 +197,9 @@ class TextTower(PreTrainedModel):
         **kwargs: Any,
     ) -> CLIPOutput:
         """As CLIPModel: `logits_per_image` [B, T] are cosines times exp(logit_scale), plus the bias if it has one."""
-        image = F.normalize(self.get_image_features(pixel_values).pooler_output, dim=-1)
-        text = F.normalize(self.get_text_features(input_ids, attention_mask).pooler_output, dim=-1)
+        image: Any = self.get_image_features(pixel_values).pooler_output
+        text: Any = self.get_text_features(input_ids, attention_mask).pooler_output
+        image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
         logits = self.logit_scale.exp() * image @ text.T + self.logit_bias
         return CLIPOutput(logits_per_image=logits, logits_per_text=logits.T, text_embeds=text, image_embeds=image)
 

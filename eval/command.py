@@ -66,6 +66,7 @@ def run_benchmark(settings: Any, output: Path, cache: str | None = None, cache_l
 
     from dino_tower.checkpoint import replace_text
     from dino_tower.eval.cache import Cache
+    from dino_tower.eval.cost import Cost
     from dino_tower.eval.entries import Entry
     from dino_tower.eval.report import write_report
     from dino_tower.eval.results import assemble, write_results
@@ -84,7 +85,9 @@ def run_benchmark(settings: Any, output: Path, cache: str | None = None, cache_l
     if first:
         output.mkdir(parents=True, exist_ok=True)
         replace_text(output / SETTINGS, json.dumps(asdict(settings), indent=1) + "\n")
-    entries, costs, towers = [], {}, {}
+    entries: list[Entry] = []
+    costs: dict[str, dict[str, Cost]] = {}
+    towers: dict[str, dict[str, Any]] = {}
     try:
         for found in run_suite(bench, splits):
             if isinstance(found, Entry):

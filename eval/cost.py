@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
@@ -15,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dino_tower.eval.extraction import AnyTower
 from dino_tower.eval.geometry import Frame
+from dino_tower.tokens import Tokens
 from dino_tower.tower import Tower
 
 # torch's profiler would report its start and stop on stderr
@@ -47,15 +49,12 @@ def cost_of(tower: AnyTower, frame: Frame, picture: tuple[int, int] = (640, 480)
     Raises ConfigError where the tower does not take that size.
     """
     size = frame.size(tower.patch, tower.native, picture)
-    if size is None:
-        from PIL import Image
-
-        pixels = tower.pixels([Image.new("RGB", picture, (120, 110, 100))])
-        assert isinstance(pixels, Tensor)
-        size = (pixels.shape[-2], pixels.shape[-1])
-    height, width = size
+    seen = tower.pixels([Image.new("RGB", picture, (120, 110, 100))], size)
+    assert isinstance(seen, Tensor)
+    height, width = seen.shape[-2:]
     pixels = torch.rand(BATCH, 3, height, width).to(tower.device, tower.dtype)
     [tokens] = tower.layers(pixels[:1], [tower.depth])
+    assert isinstance(tokens, Tokens)
     h, w, features = tokens.patches.shape[1:]
     gflops = _operations(tower, pixels[:1]) / 1e9
     return Cost(

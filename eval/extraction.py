@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -141,13 +141,15 @@ def _tokens(tower: AnyTower, pixels: Tensor, asked: set[tuple[int, bool]]) -> di
     numbers = sorted({layer for layer, _ in asked})
     if not numbers:
         return {}
+    # pixels of one size, as here, give one entry a layer, never a list a picture
+    layers = cast("Callable[..., list[Tokens]]", tower.layers)
     if all(norm for _, norm in asked) or not isinstance(tower, Tower) or family_of(tower.model).attention is None:
         # a convolutional network's norm fits its last stage only, which `layers` knows
-        normed = tower.layers(pixels, numbers)
-        plain = normed if all(norm for _, norm in asked) else tower.layers(pixels, numbers, norm=False)
+        normed = layers(pixels, numbers)
+        plain = normed if all(norm for _, norm in asked) else layers(pixels, numbers, norm=False)
         pairs = zip(numbers, normed, plain, strict=True)
         return {(n, norm): one if norm else other for n, one, other in pairs for norm in (True, False)}
-    raw = dict(zip(numbers, tower.layers(pixels, numbers, norm=False), strict=True))
+    raw = dict(zip(numbers, layers(pixels, numbers, norm=False), strict=True))
     return {(n, norm): _normed(tower, raw[n]) if norm else raw[n] for n, norm in asked}
 
 

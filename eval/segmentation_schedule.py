@@ -39,7 +39,8 @@ def make_head(width: int, classes: int) -> nn.Module:
     """[B, D, h, w] to class scores [B, C, h, w]."""
     convolution = nn.Conv2d(width, classes, 1)
     nn.init.normal_(convolution.weight, std=0.01)
-    nn.init.zeros_(convolution.bias)
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
     return nn.Sequential(nn.BatchNorm2d(width), convolution)
 
 

@@ -48,7 +48,7 @@ def open_data(settings: Settings) -> list[Split]:
             train: Dataset | None = open_dataset(spelling, "train")
         except ConfigError:  # many sets have no training part, and many tasks need none
             train = None
-        split = Split(_limited(train, settings.limit), _limited(test, settings.limit))
+        split = Split(None if train is None else _limited(train, settings.limit), _limited(test, settings.limit))
         for part in split:
             if part is not None:
                 part.check()
@@ -195,9 +195,9 @@ def _costs(tower: AnyTower, frame: Frame) -> dict[str, Cost]:
         return {}
 
 
-def _limited(data: Dataset | None, limit: int | None) -> Dataset | None:
+def _limited(data: Dataset, limit: int | None) -> Dataset:
     """At most `limit` pictures, evenly spread. Sets that are searched stay whole: queries name places in them."""
-    if data is None or limit is None or len(data) <= limit or data.has & {"queries", "copies"}:
+    if limit is None or len(data) <= limit or data.has & {"queries", "copies"}:
         return data
     places = torch.linspace(0, len(data) - 1, limit).round().long().unique().tolist()
     return replace(data, items=[data[place] for place in places], chosen_by=f"{data.chosen_by}, {limit} of {len(data)}")

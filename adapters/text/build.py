@@ -101,7 +101,8 @@ class Pair(nn.Module):
         """
         image = F.normalize(self.model.embed_tokens(found)[0].float(), dim=-1)
         out = self.model.get_text_features(words["input_ids"], words["attention_mask"])
-        text = F.normalize(out.pooler_output.float(), dim=-1)
+        pooled: Any = out.pooler_output
+        text = F.normalize(pooled.float(), dim=-1)
         scale = self.model.logit_scale.exp()
         loss = contrast(self.loss, image, text, scale, self.model.logit_bias, positives, self.rank)
         return loss, image.detach(), text.detach()

@@ -152,7 +152,7 @@ class _Read:
     source: Source
 
     def __call__(self, indices: np.ndarray) -> list[tuple[int, Image.Image | None, tuple[str, ...], str]]:
-        read = []
+        read: list[tuple[int, Image.Image | None, tuple[str, ...], str]] = []
         for index in indices.tolist():
             try:
                 sample = self.source[index]

@@ -57,10 +57,11 @@ def small_encoder(config: TextConfig, tokenizer: Any) -> TextEncoder:
 def read_encoder(config: TextConfig) -> TextEncoder:
     """The encoder of `text.encoder`, a directory. Raises ConfigError for whatever is wrong with it."""
     where = f"--text.encoder {config.encoder}"
+    folder = str(config.encoder)
     try:
-        found = AutoConfig.from_pretrained(config.encoder, trust_remote_code=False)
-        model = _weights(found, str(config.encoder))
-        tokenizer = AutoTokenizer.from_pretrained(config.encoder, trust_remote_code=False)
+        found = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model = _weights(found, folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     except Exception as error:  # damaged directories are met with every kind of exception
@@ -76,7 +77,7 @@ def read_encoder(config: TextConfig) -> TextEncoder:
     tokenizer.padding_side = "right"
     positions = getattr(model.config, "max_position_embeddings", None)
     if model.config.model_type in FILLED:
-        return TextEncoder(model, tokenizer, _pooling(config, found), positions, "max_length")
+        return TextEncoder(model, tokenizer, _pooling(config, found), positions or config.length, "max_length")
     length = min(config.length, positions - 2) if positions else config.length  # RoBERTa counts its positions from 2
     return TextEncoder(model, tokenizer, _pooling(config, found), length)
 

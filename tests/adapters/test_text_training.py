@@ -159,6 +159,5 @@ def test_compositions_that_no_text_has_named(tmp_path: Path, new_process: Callab
     found = F.interpolate(scores, label.shape[-2:], mode="bilinear").argmax(1)
     counts = areas(found, label, len(names))
     right = of_ratio(counts.intersection[:, held], counts.labelled[:, held])
-    print(interval(of_values(hits)), interval(right))
     assert interval(of_values(hits)).low > 1 / len(HELD_OUT)
     assert interval(right).low > 1 / len(names)
