@@ -40,7 +40,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "quick": ("knn", "linear-segmentation", "in-context", "attention-jaccard", "discovery", "health"),
     "dense": (
         "knn", "linear-segmentation", "in-context", "clustering", "attention-jaccard", "saliency", "discovery", "depth",
-        "normals", "video", "correspondence", "homography", "grounding-regions", "grounding-maps", "health",
+        "normals", "video", "correspondence", "homography", "grounding-regions", "health",
     ),
     "full": tuple(name for name in TASKS if name != LINEAR_SEGMENTATION_FULL.name),  # which takes hours on a GPU
 }  # fmt: skip
