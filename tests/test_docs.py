@@ -33,6 +33,7 @@ from PIL import Image
 
 from dino_tower import cli
 from dino_tower.adapters.settings import Config as AdaptConfig
+from dino_tower.adapters.text.settings import Config as TextConfig
 from dino_tower.adapters.vlm_settings import Config as VlmConfig
 from dino_tower.config import field_types, from_tree
 from dino_tower.eval.command import parser_of_eval
@@ -255,7 +256,7 @@ def test_every_flag_and_link_exists(page: Path) -> None:
 
     flags = {flag for code in re.findall(r"`([^`]+)`", text) for flag in re.findall(r"--[a-z][\w.-]*\w", code)}
     flags -= set(parser_of_eval()._option_string_actions)
-    settings = {key.replace("_", "-") for key in keys(Config) | keys(AdaptConfig) | keys(VlmConfig)}
+    settings = {key.replace("_", "-") for key in keys(Config) | keys(AdaptConfig) | keys(VlmConfig) | keys(TextConfig)}
     assert {flag for flag in flags - OTHER_FLAGS if flag.replace("_", "-") not in settings} == set()
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
     assert [link for link in links if not (page.parent / link).exists()] == []
