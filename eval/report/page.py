@@ -122,6 +122,7 @@ def _data_section(
     looked = ""
     for output in outputs:
         ids, sights = read_sights(output, name)
+        sights = {tower: own for tower, own in sights.items() if tower in names}
         if sights:
             html, facts = similarity(len(explorers), output, name, ids, sights, names, tints)
             explorers.append(facts)

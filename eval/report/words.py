@@ -36,7 +36,9 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def _shared(end: Sequence[str], name: str, names: Sequence[str]) -> bool:
-    return any(other != name and Path(other).parts[-len(end) :] == tuple(end) for other in names)
+    # an untrained twin ends like its tower and is told apart by its own word
+    others = (other for other in names if other.removeprefix("random:") != name.removeprefix("random:"))
+    return any(Path(other).parts[-len(end) :] == tuple(end) for other in others)
 
 
 def colours(towers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
