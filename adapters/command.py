@@ -7,13 +7,12 @@ from importlib import import_module
 
 from dino_tower.errors import ConfigError, unknown
 
-STOPPED = 3  # exit code of a run that was asked to stop and can be continued
-
 # task -> module:function, which takes all the words behind `adapt`
 TASKS = {
     "classify": "dino_tower.adapters.command:adapt",
     "segment": "dino_tower.adapters.command:adapt",
     "depth": "dino_tower.adapters.command:adapt",
+    "ssl": "dino_tower.adapt_ssl:main",
     "text": "dino_tower.adapters.text.command:main",
     "vlm": "dino_tower.adapters.vlm_command:main",
 }

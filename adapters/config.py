@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
+from dino_tower.adapters.reading import settings_of
 from dino_tower.adapters.settings import Config
-from dino_tower.config import Tree, differences, from_tree, read_yaml, words_to_tree
 from dino_tower.errors import ConfigError, unknown
 from dino_tower.peft_methods import METHODS, PeftSettings, method_names
+from dino_tower.run.settings import check_numbers
 
 # What may differ between a run and its continuation: it changes speed or reporting, not the weights.
 FREE_ON_RESUME = (
@@ -28,37 +27,9 @@ def read_config(argv: Sequence[str]) -> Config:
 
     Raises ConfigError for a wrong key or value, for what is missing, and, on --resume, for a setting that differs.
     """
-    words = list(argv)
-    if words and not words[0].startswith("-"):
-        words = ["--tower", *words]
-    tree = words_to_tree(Config, words)
-    asked = from_tree(Config(), tree, "command line")
-    saved = Path(asked.output or ".") / "config.yaml"
-    if asked.resume != "no" and asked.output and os.path.isfile(saved):  # noqa: PTH113 (False for an impossible name)
-        asked = _continue(saved, tree)
-    for key, said in MISSING.items():
-        if not getattr(asked, key) and not asked.print_config:
-            raise ConfigError(f"command line: {said}")
+    asked = settings_of(Config, argv, FREE_ON_RESUME, MISSING)
     check(asked)
     return asked
-
-
-def _continue(saved: Path, words: Tree) -> Config:
-    """The run's settings with the free ones of the command line; ConfigError where another one differs."""
-    run = from_tree(Config(), read_yaml(saved), str(saved))
-    kept = from_tree(run, words, "command line")
-    for key, old, new in differences(run, kept):
-        if must_stay(key):
-            raise ConfigError(
-                f"{saved}: this run has {key} {old!r}, not {new!r}; leave it out to go on, or start a new run in "
-                "another --output"
-            )
-    return kept
-
-
-def must_stay(key: str) -> bool:
-    """Whether a setting, by its dotted key, has to be the same in a run and its continuation."""
-    return not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
 
 
 def check(config: Config) -> None:
@@ -76,15 +47,7 @@ def check(config: Config) -> None:
         "faults.max_skipped": config.faults.max_skipped, "faults.max_bad_steps": config.faults.max_bad_steps,
     }  # fmt: skip
     shares = {"head.dropout": head.dropout, "optim.warmup": optim.warmup, "views.flip": views.flip}
-    for key, value in positive.items():
-        if value is not None and value <= 0:
-            raise ConfigError(f"{key} is {value}; it must be above 0")
-    for key, value in not_negative.items():
-        if value is not None and value < 0:
-            raise ConfigError(f"{key} is {value}; it must not be negative")
-    for key, value in shares.items():
-        if not 0 <= value <= 1:
-            raise ConfigError(f"{key} is {value}; it must lie between 0 and 1")
+    check_numbers(positive, not_negative, shares)
     if config.seed >= 2**63:
         raise ConfigError(f"seed is {config.seed}; it must be below 2^63")
     if head.channels < 4:

@@ -13,11 +13,12 @@ import peft
 from dino_tower import __version__
 from dino_tower.adapters.building import Built
 from dino_tower.adapters.settings import Config
-from dino_tower.adapters.state import HEAD, Trained, copied
+from dino_tower.adapters.state import HEAD, Trained
 from dino_tower.checkpoint import read_json, replace_text, save_tensors
 from dino_tower.config import to_tree
 from dino_tower.peft_adapter import MERGED, SETTINGS, adapter_writer, base_writer
 from dino_tower.peft_merging import write_merged
+from dino_tower.run.state import copied
 
 FACTS = "adapted.json"
 FORMAT = 1  # of adapted.json

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from dino_tower.adapters.tasks import VOID
 from dino_tower.checkpoint import reason
 from dino_tower.errors import ConfigError
-from dino_tower.images import UnreadableImage, read_bytes
+from dino_tower.label_pictures import VOID, class_ids, in_metres, read_stored
 from dino_tower.sources import Source
 
 MILLIMETRES = 1000.0
@@ -36,24 +33,9 @@ class MaskFiles:
         """uint8 [H, W]. Raises ConfigError for a file that is no mask, or that holds another class id."""
         first = self.files[0]
         if isinstance(first, Source):
-            name, stored = f"mask of {first.sample_id(index)}", stored_values(first[index].payload, "mask")
-        else:
-            path = self.files[index]
-            assert isinstance(path, Path)
-            name, stored = str(path), stored_values(path, str(path))
-        if stored.ndim != 2:
-            raise ConfigError(f"{name}: a mask in {stored.shape[2]} channels; class ids need one (palette or grey)")
-        values = np.unique(stored)
-        allowed = self.table if self.table is not None else {*range(self.classes), VOID}
-        if wrong := [int(value) for value in values if int(value) not in allowed]:
-            known = f"0 to {self.classes - 1}, and {VOID} does not count" if self.table is None else "others"
-            raise ConfigError(f"{name}: class id {wrong[0]}; the {self.classes} classes are {known}")
-        if self.table is None:
-            return stored.astype(np.uint8)
-        lookup = np.full(int(values.max()) + 1, VOID, np.uint8)
-        for value in values:
-            lookup[value] = self.table[int(value)]
-        return lookup[stored]
+            name = f"mask of {first.sample_id(index)}"
+            return class_ids(read_stored(first[index].payload, "mask"), name, self.classes, self.table)
+        return class_ids(read_stored(self.files[index]), str(self.files[index]), self.classes, self.table)
 
 
 @dataclass(frozen=True)
@@ -66,38 +48,8 @@ class DepthFiles:
     def __call__(self, index: int) -> np.ndarray:
         """float32 [H, W] metres, 0 where it is not known. Raises ConfigError."""
         path = self.files[index]
-        stored = stored_values(path, str(path))
         scale, invalid = self.units.get(path.stem.removesuffix("_depth"), (MILLIMETRES, 0))
-        if stored.ndim != 2 or stored.dtype == np.uint8:
-            raise ConfigError(f"{path}: depth needs one channel of 16 bits, {scale:g} units a metre")
-        return np.where(stored == invalid, 0, stored / scale).astype(np.float32)
-
-
-def stored_values(source: Any, name: str) -> np.ndarray:
-    """The values of a picture as they are stored, palette numbers not looked up: [H, W] or [H, W, channels].
-
-    source: a path, bytes, a PIL image or a function that gives one. Raises ConfigError.
-    """
-    try:
-        source = source() if callable(source) else source
-        if isinstance(source, str | Path):
-            source = read_bytes(source)
-        if isinstance(source, bytes):
-            source = Image.open(io.BytesIO(source), formats=("PNG", "TIFF", "BMP", "GIF", "JPEG"))
-            if source.format == "JPEG":
-                raise ConfigError(f"{name}: a JPEG keeps no exact values; save labels as PNG")
-        values = np.asarray(source)
-    except ConfigError:
-        raise
-    except UnreadableImage as error:
-        raise ConfigError(f"{name}: {error.reason}") from None
-    except Exception as error:  # decoders meet broken files with every kind of exception
-        raise ConfigError(f"{name}: cannot be read as a label: {' '.join(str(error).split())[:150]}") from None
-    if values.dtype == bool:
-        return values.astype(np.uint8)
-    if values.dtype.kind not in "iu" or not 0 <= values.min() <= values.max() < 1 << 16:
-        raise ConfigError(f"{name}: holds {values.dtype} from {values.min():g} to {values.max():g}; needs 0 to 65535")
-    return values if values.dtype.kind == "u" and values.dtype.itemsize <= 2 else values.astype(np.uint16)
+        return in_metres(read_stored(path), str(path), scale, invalid)
 
 
 def read_lines(path: Path) -> list[str]:

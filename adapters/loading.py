@@ -14,7 +14,7 @@ from PIL import Image
 from dino_tower.adapters.building import Built, build
 from dino_tower.adapters.finish import FACTS, FORMAT
 from dino_tower.adapters.settings import Config
-from dino_tower.adapters.state import HEAD, load_strictly
+from dino_tower.adapters.state import HEAD
 from dino_tower.adapters.tasks import TASKS, Range
 from dino_tower.adapters.validation import answers
 from dino_tower.checkpoint import load_tensors, read_json
@@ -22,6 +22,7 @@ from dino_tower.config import from_tree
 from dino_tower.errors import ConfigError
 from dino_tower.images import UnreadableImage, read_image
 from dino_tower.peft_adapter import WEIGHTS, load_adapter_weights, read_base, tower_below
+from dino_tower.run.state import load_strictly
 from dino_tower.tower import Tower
 
 

@@ -14,16 +14,24 @@ from typing import Any
 
 import peft
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dino_tower import __version__
 from dino_tower.adapters.adapted import Adapted
-from dino_tower.adapters.config import must_stay
+from dino_tower.adapters.config import FREE_ON_RESUME
 from dino_tower.adapters.settings import Config
-from dino_tower.checkpoint import check_digests, load_tensors, read_json, save_tensors, write_digests
-from dino_tower.config import differences, from_tree
+from dino_tower.checkpoint import check_digests, load_tensors, save_tensors, write_digests
 from dino_tower.errors import ConfigError
 from dino_tower.peft_adapter import Base, adapter_weights, load_adapter_weights
+from dino_tower.run.state import (
+    check_settings,
+    copied,
+    load_strictly,
+    optimizer_tensors,
+    put_back_scaler,
+    read_state,
+    restore_optimizer,
+)
 
 FORMAT = 1  # of a checkpoint folder; another number is refused
 ADAPTER, TOWER, HEAD, OPTIMIZER = (
@@ -61,7 +69,7 @@ def snapshot(trained: Trained, position: Position, facts: dict[str, Any]) -> Cal
     file, tensors = tower_tensors(trained.model)
     tower = copied(tensors)
     head = copied(trained.model.head.state_dict())
-    optimizer = copied(_optimizer_tensors(trained))
+    optimizer = copied(optimizer_tensors(trained.model, trained.optimizer))
     scaler = trained.scaler.state_dict() if trained.scaler is not None else None
     state = {"format": FORMAT, "version": __version__, **facts, **asdict(position), "scaler": scaler}
     state["base"] = asdict(trained.base)
@@ -91,12 +99,7 @@ def restore(trained: Trained, folder: Path, config: Config, global_batch: int, c
     another global batch, or of other classes.
     """
     check_digests(folder)
-    state = read_json(folder / "state.json")
-    if state.get("format") != FORMAT:
-        raise ConfigError(
-            f"{folder}: written by dino-tower {state.get('version')} in format {state.get('format')}; this is "
-            f"{__version__}, which reads format {FORMAT}: continue with the version that wrote it"
-        )
+    state = read_state(folder, FORMAT, global_batch)
     if state["base"]["digest"] != trained.base.digest:
         raise ConfigError(
             f"{folder}: of an adapter for another base: the weights of {trained.base.tower} are not those it was "
@@ -107,29 +110,11 @@ def restore(trained: Trained, folder: Path, config: Config, global_batch: int, c
             f"{folder}: learned {len(state['classes'])} classes, and the data has {len(classes)} now, or other ones: "
             "the head would mean something else; put the data back, or start a new run"
         )
-    if state["global_batch"] != global_batch:
-        raise ConfigError(
-            f"{folder}: written with a global batch of {state['global_batch']}, not {global_batch}; choose "
-            "--batch-size and --compute.accumulate so that their product with the number of processes is the same"
-        )
-    for key, theirs, ours in differences(from_tree(Config(), state["resolved"], str(folder / "state.json")), config):
-        if must_stay(key) and key not in ("data", "tower"):  # places of files may change, with config.yaml
-            raise ConfigError(
-                f"{folder}: written by a run with {key} {theirs!r}, not {ours!r}; config.yaml was changed"
-            )
+    check_settings(folder, state, Config(), config, (*FREE_ON_RESUME, "data", "tower"))  # places of files may change
     load_learned(trained.model, folder)
-    _restore_optimizer(trained, load_tensors(folder / OPTIMIZER))
-    if trained.scaler is not None and state["scaler"]:
-        trained.scaler.load_state_dict(state["scaler"])
+    restore_optimizer(trained.model, trained.optimizer, load_tensors(folder / OPTIMIZER))
+    put_back_scaler(trained.scaler, state)
     return Position(**{key: state[key] for key in vars(Position())})
-
-
-def changed_data(folder: Path, images: int) -> str:
-    """A note for a run whose data has lost or gained pictures since a checkpoint was written; empty otherwise."""
-    before = read_json(folder / "state.json").get("images")
-    if before == images:
-        return ""
-    return f"note         the data has {images} pictures and had {before}: from here on their order is another one"
 
 
 def load_learned(model: Adapted, folder: Path) -> None:
@@ -139,43 +124,3 @@ def load_learned(model: Adapted, folder: Path) -> None:
     elif not model.frozen:
         load_strictly(model.tower, load_tensors(folder / TOWER), folder / TOWER)
     load_strictly(model.head, load_tensors(folder / HEAD), folder / HEAD)
-
-
-def load_strictly(module: nn.Module, weights: dict[str, Tensor], where: Path) -> None:
-    """Raises ConfigError for names or shapes that are not the module's own."""
-    try:
-        module.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        reason = str(error).split("\n\t")[1] if "\n\t" in str(error) else str(error)
-        raise ConfigError(f"{where}: does not fit this network: {' '.join(reason.split())[:200]}") from None
-
-
-def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, apart from what goes on changing."""
-    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
-
-
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """By name."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def _optimizer_tensors(trained: Trained) -> dict[str, Tensor]:
-    """Optimiser state by parameter name: `NAME/exp_avg` and so on. Parameters not yet stepped have none."""
-    state = trained.optimizer.state
-    return {
-        f"{name}/{key}": torch.as_tensor(value)
-        for name, p in trainable(trained.model).items()
-        for key, value in state.get(p, {}).items()
-    }
-
-
-def _restore_optimizer(trained: Trained, tensors: dict[str, Tensor]) -> None:
-    parameters = trainable(trained.model)
-    trained.optimizer.state.clear()
-    for name, value in tensors.items():
-        name, _, key = name.rpartition("/")
-        if name not in parameters:
-            raise ConfigError(f"{OPTIMIZER}: no parameter {name!r} in this run's network")
-        p = parameters[name]
-        trained.optimizer.state[p][key] = value.to("cpu" if key == "step" else p.device)

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dino_tower.adapters.dense_heads import depth_of, scaled_up
+from dino_tower.label_pictures import VOID
 
-VOID = 255
 Row = dict[str, Any]
 
 

@@ -7,9 +7,7 @@ One optimiser step: set rates -> scores of the views -> loss against the labels 
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 import resource
 import shlex
 import time
@@ -19,55 +17,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from accelerate import Accelerator
 
 from dino_tower import __version__
 from dino_tower.adapters.building import Plan, build, make_plan, parameter_groups
-from dino_tower.adapters.command import STOPPED
 from dino_tower.adapters.data import Batch, BatchMaker, batch_keys, batches, random_numbers
 from dino_tower.adapters.examples import open_examples
 from dino_tower.adapters.finish import FACTS, finish
 from dino_tower.adapters.settings import Config
-from dino_tower.adapters.state import Position, Trained, changed_data, restore, snapshot
+from dino_tower.adapters.state import Position, Trained, restore, snapshot
 from dino_tower.adapters.tasks import TASKS, Range, largest_share
 from dino_tower.adapters.validation import validate
-from dino_tower.agreement import Agreement, join_after_restart, lost_process
+from dino_tower.agreement import Agreement
 from dino_tower.alarms import Alarms, Rule
 from dino_tower.checkpoint import BackgroundWriter
 from dino_tower.config import to_tree, to_yaml
 from dino_tower.errors import ConfigError
 from dino_tower.progress import Progress
-from dino_tower.run.directory import CANNOT_WRITE, RunDirectory, cannot_write, refuse_or_resume
-from dino_tower.signals import Stopped, StopSignals
-from dino_tower.trackers import tracker_names
+from dino_tower.run.directory import RunDirectory, refuse_or_resume
+from dino_tower.run.entry import guarded, quiet_libraries, say, start_accelerator
+from dino_tower.run.state import changed_data
+from dino_tower.signals import STOPPED, StopSignals
 
 STEP = 2  # random numbers of a step, beside those of data.py
 
 
 def run(config: Config, words: Sequence[str] = ()) -> int:
     """Adapt, to the end or to a signal; returns the exit code. Raises ConfigError."""
-    with StopSignals() as signals:
-        try:
-            return train(config, signals, words)
-        except Stopped:
-            say(f"stopped by {signals.received} before a step was done; go on with --resume auto")
-            return STOPPED
-        except RuntimeError as error:
-            if (fate := lost_process(error)) is None:
-                raise
-            raise fate from error
-        except OSError as error:
-            place = Path(error.filename or config.output)
-            if error.errno not in CANNOT_WRITE or not place.is_relative_to(config.output):
-                raise
-            raise cannot_write(place, error) from error
-
-
-def say(line: str) -> None:
-    """Print a line from the first process, before accelerate knows which one that is."""
-    if os.environ.get("RANK", "0") == "0":
-        print(line, flush=True)
+    return guarded(lambda signals: train(config, signals, words), config.output)
 
 
 def train(config: Config, signals: StopSignals, words: Sequence[str] = ()) -> int:
@@ -79,20 +55,8 @@ def train(config: Config, signals: StopSignals, words: Sequence[str] = ()) -> in
     if run.finished() is not None and (run.root / FACTS).is_file():
         say(f"{config.output}: this run is finished ({run.finished()} steps); nothing to do")
         return 0
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
-    # Not left to accelerate: on a machine without a GPU each process of torchrun would take itself for the only one.
-    cpu = config.compute.cpu or not torch.accelerator.is_available()
-    if config.compute.precision == "fp16" and cpu:
-        raise ConfigError("compute.precision fp16 needs a GPU; on a CPU take bf16 or no")
-    join_after_restart(cpu)
-    accelerator = Accelerator(
-        mixed_precision=config.compute.precision,
-        cpu=cpu,
-        log_with=tracker_names(config.monitor.tracker) or None,
-        project_dir=config.output,
-    )
+    quiet_libraries()
+    accelerator = start_accelerator(config.compute, config.monitor.tracker, config.output)
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     main_process, agreement = accelerator.is_main_process, Agreement(device)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
+from dino_tower.adapters.reading import settings_of
 from dino_tower.adapters.vlm_settings import Config
-from dino_tower.config import differences, from_tree, print_help, read_yaml, to_yaml, words_to_tree
+from dino_tower.config import print_help, to_yaml
 from dino_tower.errors import ConfigError, unknown
 from dino_tower.peft_methods import METHODS, PeftSettings, method_names
+from dino_tower.run.settings import check_numbers
 
 # What may differ between a run and its continuation: it changes speed or reporting, not the weights.
 FREE_ON_RESUME = ("output", "resume", "print_config", "workers", "checkpoint_every", "monitor", "compute.cpu")
@@ -37,21 +38,7 @@ def read_config(argv: Sequence[str]) -> Config:
 
     Raises ConfigError for a wrong key or value, and for what is missing.
     """
-    words = list(argv)
-    if words and not words[0].startswith("-"):
-        words = ["--tower", *words]
-    tree = words_to_tree(Config, words)
-    asked = from_tree(Config(), tree, "command line")
-    saved = Path(asked.output or ".") / "config.yaml"
-    if asked.resume != "no" and asked.output and saved.is_file():
-        run = from_tree(Config(), read_yaml(saved), str(saved))
-        asked = from_tree(run, tree, "command line")
-        for key, old, new in differences(run, asked):
-            if not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME):
-                raise ConfigError(f"{saved}: this run has {key} {old!r}, not {new!r}; leave it out to go on")
-    for key, said in MISSING.items():
-        if not getattr(asked, key) and not asked.print_config:
-            raise ConfigError(f"command line: {said}")
+    asked = settings_of(Config, argv, FREE_ON_RESUME, MISSING)
     check(asked)
     return asked
 
@@ -72,12 +59,7 @@ def check(config: Config) -> None:
         positive |= {f"{name}.epochs": stage.epochs}
         if not 0 <= stage.warmup < 1:
             raise ConfigError(f"{name}.warmup is {stage.warmup}; it is a share of the steps, from 0 to below 1")
-    for key, value in positive.items():
-        if value is not None and value <= 0:
-            raise ConfigError(f"{key} is {value}; it must be above 0")
-    for key, value in not_negative.items():
-        if value is not None and value < 0:
-            raise ConfigError(f"{key} is {value}; it must not be negative")
+    check_numbers(positive, not_negative)
     if not 0 <= config.language.dropout < 1:
         raise ConfigError(f"language.dropout is {config.language.dropout}; it must lie between 0 and 1")
     if config.stage1.steps == 0 and config.stage2.steps == 0:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+STOPPED = 3  # exit code of a run that was asked to stop and can be continued
 CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 

@@ -73,7 +73,8 @@ class Tower:
 
     @property
     def text_kind(self) -> str:
-        """What ties pictures to texts: "clip", "siglip", "siglip2", "dino_tower_text"; "" without a text encoder."""
+        """What ties pictures to texts: "clip", "siglip", "siglip2", "vision-text-dual-encoder", "dino_tower_text"; ""
+        without a text encoder."""
         return "" if self._whole is None else str(self._whole.config.model_type)
 
     def weights(self) -> dict[str, Tensor]:
@@ -187,7 +188,8 @@ class Tower:
             raise ConfigError(f'size {size!r}: give (height, width) in pixels, "native", or None for the processor\'s')
         height, wide = (picture.height, picture.width) if size == "native" else size
         target = (self._round(wide), self._round(height))
-        return picture.resize(target, Image.Resampling.BICUBIC)
+        own = getattr(self.processor, "resample", None)  # SigLIP's is bilinear
+        return picture.resize(target, Image.Resampling.BICUBIC if own is None else Image.Resampling(int(own)))
 
     def _round(self, pixels: int) -> int:
         return max(1, round(pixels / self.patch)) * self.patch

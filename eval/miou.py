@@ -14,8 +14,7 @@ from torch import Tensor
 
 from dino_tower.errors import ConfigError
 from dino_tower.eval.stats import Parts, of_ratio
-
-VOID = 255
+from dino_tower.label_pictures import VOID as VOID
 
 
 class Areas(NamedTuple):

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
+from dino_tower.adapters.reading import settings_of
 from dino_tower.adapters.text.settings import Config
-from dino_tower.config import Tree, differences, from_tree, print_help, read_yaml, to_yaml, words_to_tree
+from dino_tower.config import print_help, to_yaml
 from dino_tower.errors import ConfigError
+from dino_tower.run.settings import check_numbers
 
 # What may differ between a run and its continuation; that the global batch is the same is asked of the checkpoint.
 FREE_ON_RESUME = (
     "output", "resume", "print_config", "workers", "batch_size", "checkpoint_every", "monitor.log_every", "compute.cpu",
 )  # fmt: skip
+
+COMMAND = "dino-tower adapt TOWER --task text --data SOURCE --output DIR"
+MISSING = {
+    "tower": f"TOWER is missing: {COMMAND}",
+    "data": f"--data SOURCE is missing: {COMMAND}",
+    "output": f"--output DIR is missing: {COMMAND}",
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,47 +31,17 @@ def main(argv: Sequence[str]) -> int:
     if config.print_config:
         print(to_yaml(config), end="")
         return 0
-    from dino_tower.adapters.text.train import STOPPED, align  # torch: a mistake is answered before it has loaded
-    from dino_tower.signals import Stopped, StopSignals
+    from dino_tower.adapters.text.train import align  # torch: a mistake is answered before it has loaded
+    from dino_tower.run.entry import guarded
 
-    with StopSignals() as signals:
-        try:
-            return align(config, signals)
-        except Stopped:
-            print(f"stopped by {signals.received} before a step was done; go on with --resume auto", flush=True)
-            return STOPPED
+    return guarded(lambda signals: align(config, signals), config.output)
 
 
 def read_config(argv: Sequence[str]) -> Config:
     """The settings of a command line; with --resume those of the run's own config.yaml. Raises ConfigError."""
-    words = list(argv)
-    if words and not words[0].startswith("--"):
-        words = ["--tower", *words]
-    if "--task" in words:
-        at = words.index("--task")
-        del words[at : at + 2]
-    words = [word for word in words if not word.startswith("--task=")]
-    tree = words_to_tree(Config, words)
-    config = from_tree(Config(), tree, "command line")
-    saved = Path(config.output or ".") / "config.yaml"
-    if config.resume != "no" and config.output and saved.is_file():
-        config = _continued(saved, tree)
-    for name, meaning in (("tower", "TOWER"), ("data", "--data SOURCE"), ("output", "--output DIR")):
-        if not getattr(config, name) and not config.print_config:
-            raise ConfigError(f"command line: {meaning} is missing: dino-tower adapt TOWER --task text --data SOURCE "
-                              "--output DIR")  # fmt: skip
+    config = settings_of(Config, argv, FREE_ON_RESUME, MISSING)
     check(config)
     return config
-
-
-def _continued(saved: Path, tree: Tree) -> Config:
-    run = from_tree(Config(), read_yaml(saved), str(saved))
-    kept = from_tree(run, tree, "command line")
-    for key, old, new in differences(run, kept):
-        if key not in FREE_ON_RESUME:
-            flag = key.replace("_", "-")
-            raise ConfigError(f"{saved}: this run has {key} {old!r}, not {new!r}; leave --{flag} out to go on")
-    return kept
 
 
 def check(config: Config) -> None:
@@ -81,12 +59,7 @@ def check(config: Config) -> None:
         "head.blocks": config.head.blocks, "optim.weight_decay": optim.weight_decay, "optim.clip": optim.clip,
         "optim.text_lr": optim.text_lr,
     }  # fmt: skip
-    for key, value in positive.items():
-        if value is not None and value <= 0:
-            raise ConfigError(f"{key} is {value}; it must be above 0")
-    for key, number in not_negative.items():
-        if number is not None and number < 0:
-            raise ConfigError(f"{key} is {number}; it must not be negative")
+    check_numbers(positive, not_negative)
     if not 0 <= optim.warmup <= 1:
         raise ConfigError(f"optim.warmup is {optim.warmup}; it is a share of the steps, between 0 and 1")
     if config.batch_size < 2:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers import VisionTextDualEncoderProcessor
 
 from dino_tower import __version__
@@ -32,6 +32,7 @@ from dino_tower.checkpoint import (
 )
 from dino_tower.errors import ConfigError
 from dino_tower.run.directory import cannot_write
+from dino_tower.run.state import copied, optimizer_tensors, restore_optimizer, trainable
 from dino_tower.text_tower import TextTower
 
 MODEL = "config.json"  # the file that makes a directory a tower
@@ -44,19 +45,11 @@ class Trained:
     model: nn.Module
     optimizer: torch.optim.Optimizer
 
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """By name."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-
 
 def snapshot(trained: Trained, tokenizer: Any, facts: dict[str, Any]) -> Callable[[Path], None]:
     """Copy the state now; the returned function writes the copy into a folder, whenever it is called."""
-    weights = {name: _copy(p) for name, p in trained.parameters().items()}
-    optimizer = {
-        f"{name}/{key}": _copy(torch.as_tensor(value))
-        for name, p in trained.parameters().items()
-        for key, value in trained.optimizer.state.get(p, {}).items()
-    }
+    weights = copied(trainable(trained.model))
+    optimizer = copied(optimizer_tensors(trained.model, trained.optimizer))
 
     def write(folder: Path) -> None:
         save_tensors(folder / "trained.safetensors", weights)
@@ -78,17 +71,13 @@ def restore(trained: Trained, folder: Path, facts: dict[str, Any]) -> int:
     for key, now in facts.items():
         if state.get(key) != now:
             raise ConfigError(f"{folder}: written with {key} {state.get(key)!r}, not {now!r}; start a new run")
-    weights, parameters = load_tensors(folder / "trained.safetensors"), trained.parameters()
+    weights, parameters = load_tensors(folder / "trained.safetensors"), trainable(trained.model)
     if weights.keys() != parameters.keys() or any(weights[name].shape != p.shape for name, p in parameters.items()):
         raise ConfigError(f"{folder}: does not fit this run's model, whose texts or encoder have changed")
     with torch.no_grad():
         for name, p in parameters.items():
             p.copy_(weights[name])
-    trained.optimizer.state.clear()
-    for name, value in load_tensors(folder / "optimizer.safetensors").items():
-        name, _, key = name.rpartition("/")
-        p = parameters[name]
-        trained.optimizer.state[p][key] = value if key == "step" else value.to(p.device)
+    restore_optimizer(trained.model, trained.optimizer, load_tensors(folder / "optimizer.safetensors"))
     return step_of(folder)
 
 
@@ -111,7 +100,3 @@ def write_tower(root: Path, model: TextTower, processor: Any, text: TextEncoder)
         aside.rmdir()
     except (OSError, SafetensorError) as error:
         raise cannot_write(root, error) from None
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()

@@ -8,15 +8,12 @@ encoder -> contrastive loss over all processes -> AdamW.
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from accelerate import Accelerator
 
 from dino_tower.adapters.text.build import Pair, bound_scale, build, frozen_tower, parameter_groups, rate
 from dino_tower.adapters.text.corpus import Corpus, Draw, draw, read_corpus, token_batches
@@ -24,20 +21,21 @@ from dino_tower.adapters.text.encoders import read_encoder, small_encoder
 from dino_tower.adapters.text.settings import Config
 from dino_tower.adapters.text.state import MODEL, Trained, restore, snapshot, write_tower
 from dino_tower.adapters.text.words import word_tokenizer
-from dino_tower.agreement import Agreement, join_after_restart
+from dino_tower.agreement import Agreement
 from dino_tower.config import to_yaml
 from dino_tower.errors import ConfigError
 from dino_tower.peft_adapter import weights_digest
 from dino_tower.progress import Progress
 from dino_tower.run.directory import RunDirectory, refuse_or_resume
-from dino_tower.signals import StopSignals
+from dino_tower.run.entry import quiet_libraries, say, start_accelerator
+from dino_tower.run.state import trainable
+from dino_tower.signals import STOPPED, StopSignals
 from dino_tower.sources import Source, open_sources, probe
 from dino_tower.sources.skipped import SkippedLog
 from dino_tower.text_tower import TextTower
 from dino_tower.tokens import Tokens
 
 KEPT = 2  # checkpoints
-STOPPED = 3  # exit code of a run that was asked to stop and can be continued
 
 
 def align(config: Config, signals: StopSignals, source: Source | None = None) -> int:
@@ -47,20 +45,12 @@ def align(config: Config, signals: StopSignals, source: Source | None = None) ->
     """
     continued, run = refuse_or_resume(config), RunDirectory(Path(config.output))
     if (run.root / MODEL).is_file():
-        print(f"{config.output}: this run is finished; nothing to do", flush=True)
+        say(f"{config.output}: this run is finished; nothing to do")
         return 0
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
-    cpu = config.compute.cpu or not torch.accelerator.is_available()
-    join_after_restart(cpu)
-    accelerator = Accelerator(mixed_precision=config.compute.precision, cpu=cpu)
+    quiet_libraries()
+    accelerator = start_accelerator(config.compute, "none", config.output)
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     main, agreement = accelerator.is_main_process, Agreement(device)
-
-    def say(line: str) -> None:
-        if main:
-            print(line, flush=True)
 
     # --- what is needed: a frozen tower, pictures with texts, a text encoder, the model on top
     tower = frozen_tower(config).to(device)
@@ -69,8 +59,9 @@ def align(config: Config, signals: StopSignals, source: Source | None = None) ->
         source = open_sources(config.data, config.source, split="train")
         probe(source)
     say(f"data         {source.describe()}")
-    corpus = read_corpus(source, tower, config.cache_gib, config.workers, say)
     batch = config.batch_size
+    most = None if config.steps is None else config.steps * batch * world
+    corpus = read_corpus(source, tower, config.cache_gib, config.workers, say, most, config.seed)
     if len(corpus) < batch * world:
         raise ConfigError(f"{len(corpus)} pictures are fewer than one batch of {batch * world}: lower --batch-size")
     steps = config.steps if config.steps is not None else config.epochs * (len(corpus) // (batch * world))
@@ -117,7 +108,7 @@ def align(config: Config, signals: StopSignals, source: Source | None = None) ->
             loss, image, written = pair(found, words, positives)
         accelerator.backward(loss)
         grad_norm = torch.nn.utils.clip_grad_norm_(
-            list(trained.parameters().values()), config.optim.clip or float("inf")
+            list(trainable(trained.model).values()), config.optim.clip or float("inf")
         )
         row = agreement.mean({"loss": loss.item()})
         (stop,) = agreement.any(signals.received is not None)

@@ -9,7 +9,6 @@ transformers' Trainer does the steps; its checkpoints hold what is trained and n
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -30,9 +29,9 @@ from dino_tower.checkpoint import load_tensors, save_tensors
 from dino_tower.config import to_yaml
 from dino_tower.errors import ConfigError
 from dino_tower.loading import quiet
-from dino_tower.signals import Stopped, StopSignals
+from dino_tower.run.entry import guarded, quiet_libraries, say
+from dino_tower.signals import STOPPED, StopSignals
 
-STOPPED = 3  # exit code of a run that was asked to stop and can be continued
 PROJECTOR_FILE = "projector.safetensors"
 TRIED = 1000  # conversations: a millisecond each
 MADE = "config.json"  # of the VLM: there when the run is finished
@@ -43,20 +42,15 @@ def train_vlm(config: Config) -> int:
 
     Raises ConfigError for what cannot be trained, before anything is written.
     """
-    with StopSignals() as signals:
-        try:
-            return _train(config, signals)
-        except Stopped:
-            _say(f"stopped by {signals.received} before a step was done; go on with --resume auto")
-            return STOPPED
+    return guarded(lambda signals: _train(config, signals), config.output)
 
 
 def _train(config: Config, signals: StopSignals) -> int:
     out = Path(config.output)
     if refuse_or_finished(config):
-        _say(f"{out}: this run is finished; nothing to do")
+        say(f"{out}: this run is finished; nothing to do")
         return 0
-    transformers.logging.set_verbosity_error()
+    quiet_libraries()
     data = [read_conversations(stage.data or config.data, config.images) for stage in (config.stage1, config.stage2)]
     transformers.set_seed(config.seed)
     vlm, processor = make_vlm(config)
@@ -77,9 +71,9 @@ def _train(config: Config, signals: StopSignals) -> int:
         transformers.set_seed(config.seed + number)  # the same adapters, whether stage 1 was done now or yesterday
         learners: Learners = make(vlm, config)
         home = out / f"stage-{number}"
-        _say(f"stage {number}: {len(rows)} conversations, {vlm.config.image_seq_length} tokens a picture; {learners}")
+        say(f"stage {number}: {len(rows)} conversations, {vlm.config.image_seq_length} tokens a picture; {learners}")
         if not run_stage(vlm, processor, rows, learners, Stage(number, home, stage), config, signals):
-            _say(f"stopped by {signals.received}; go on with --resume auto")
+            say(f"stopped by {signals.received}; go on with --resume auto")
             return STOPPED
         learners.merge()
         if number == 1 and state.is_main_process:
@@ -89,7 +83,7 @@ def _train(config: Config, signals: StopSignals) -> int:
     if state.is_main_process:
         write_vlm(vlm.to(dtype), processor, out)
     state.wait_for_everyone()
-    _say(f"{out}: transformers' AutoModelForImageTextToText.from_pretrained loads it ({type(vlm).__name__})")
+    say(f"{out}: transformers' AutoModelForImageTextToText.from_pretrained loads it ({type(vlm).__name__})")
     return 0
 
 
@@ -193,8 +187,3 @@ def _read_vlm(source: str) -> tuple[Any, Any]:
             return model, AutoProcessor.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # damaged and foreign directories are met with every kind of exception
         raise ConfigError(f"--vlm {source}: cannot be read: {' '.join(str(error).split())[:200]}") from None
-
-
-def _say(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(line, flush=True)

@@ -30,8 +30,18 @@ HEALTH = {
                              "target.", from_zero=True),
     "centre_norm": Drawn("Centre norm", "The centre holds back prototypes that everyone chooses; it settles.",
                          from_zero=True),
+    "target_spread": Drawn("Spread of the targets", "How unlike the pictures are to the teacher, 0 to about 1; at 0 "
+                           "there is nothing left to predict.", smooth=True, from_zero=True),
+    "pixels_explained": Drawn("Pixels explained", "Share of the hidden pixels' variance that the decoder paints; 0 is "
+                              "one flat colour.", smooth=True),
     "grad_norm": Drawn("Gradient norm", "Before clipping.", smooth=True, from_zero=True),
 }  # fmt: skip
+PROTOTYPES = ("Cross-entropy between the teacher's and the student's prototypes. It may well rise for a while: the "
+              "target moves.")  # fmt: skip
+LOSSES = {  # what it is, for objectives without prototypes
+    "mae": "Squared error of the hidden patches' pixels; 1 is what one flat colour for each patch gives.",
+    "ijepa": "Between predicted features and the teacher's. It may well rise for a while: the target moves.",
+}
 SCHEDULES = {
     "lr": Drawn("Learning rate", "", from_zero=True),
     "wd": Drawn("Weight decay", "", from_zero=True),
@@ -50,8 +60,7 @@ def curve_sections(log: RunLog) -> list[str]:
     marks = _marks(log)
     end = log.last_step
     loss = curve("Loss", [Series("loss", points(log.steps, "loss"), smooth=True)], end, marks=marks,
-                 hint="Cross-entropy between the teacher's and the student's prototypes. It may well rise for a while: "
-                      "the target moves.")  # fmt: skip
+                 hint=LOSSES.get(setting(log.settings, "objective", str), PROTOTYPES))  # fmt: skip
     rank = curve("RankMe", [Series("RankMe", points(log.monitor, "rankme"))], end, marks=marks, from_zero=True,
                  hint="Dimensions that the features effectively use.")  # fmt: skip
     knn = _knn_curve(log, end, marks)

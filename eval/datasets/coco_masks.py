@@ -11,7 +11,7 @@ import numpy as np
 
 from dino_tower.errors import ConfigError
 from dino_tower.eval.datasets.base import VOID
-from dino_tower.eval.datasets.reading import read_stored
+from dino_tower.label_pictures import read_stored
 
 
 def decode_runs(counts: str | Sequence[int], height: int, width: int) -> np.ndarray:

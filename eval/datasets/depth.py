@@ -16,7 +16,8 @@ import numpy as np
 
 from dino_tower.errors import ConfigError
 from dino_tower.eval.datasets.base import Dataset, Item
-from dino_tower.eval.datasets.reading import SAME, all_labelled, by_hash, images_in, read_json, read_stored
+from dino_tower.eval.datasets.reading import SAME, all_labelled, by_hash, images_in, read_json
+from dino_tower.label_pictures import in_metres, read_stored
 
 MILLIMETRES = 1000.0
 EIGHT_BITS = 25.5  # 255 is 10 m
@@ -36,14 +37,8 @@ class DepthFile:
 
     def __call__(self) -> np.ndarray:
         """float32 [H, W] metres, 0 where nothing was measured. Raises ConfigError."""
-        stored = read_stored(self.path)
-        if stored.ndim != 2:
-            raise ConfigError(f"{self.path}: a depth map in {stored.shape[2]} channels; needs one of 16 bits")
-        if stored.dtype == np.uint8 and self.units != EIGHT_BITS:
-            raise ConfigError(
-                f"{self.path}: a depth map of 8 bits cannot hold {self.units:g} units a metre; save 16 bits"
-            )
-        return np.where(stored == self.invalid, 0, stored / self.units).astype(np.float32)
+        bits = self.units == EIGHT_BITS
+        return in_metres(read_stored(self.path), str(self.path), self.units, self.invalid, eight_bits=bits)
 
 
 def depth_folder(root: Path, split: str) -> Path | None:

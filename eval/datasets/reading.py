@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from dino_tower.errors import ConfigError
 from dino_tower.eval.datasets.base import VOID
-from dino_tower.images import EXTENSIONS, UnreadableImage, open_file, read_bytes
+from dino_tower.images import EXTENSIONS, UnreadableImage, read_bytes
+from dino_tower.label_pictures import class_ids, read_stored
 from dino_tower.sources.opening import HELD_OUT
 
 SAME = {  # names of one split, in the order they are looked for
@@ -39,23 +39,7 @@ class MaskFile:
 
     def __call__(self) -> np.ndarray:
         """uint8 [H, W]. Raises ConfigError."""
-        stored = read_stored(self.path)
-        if stored.ndim != 2:
-            raise ConfigError(
-                f"{self.path}: a mask in {stored.shape[2]} channels; class ids need one (palette or grey)"
-            )
-        values = np.unique(stored)
-        allowed = self.table if self.table is not None else {*range(self.classes), VOID}
-        wrong = [int(value) for value in values if int(value) not in allowed]
-        if wrong:
-            known = f"0 to {self.classes - 1}, {VOID} is void" if self.table is None else "renumbered; this is none"
-            raise ConfigError(f"{self.path}: class id {wrong[0]}; the {self.classes} classes are {known}")
-        if self.table is None:
-            return stored.astype(np.uint8)
-        lookup = np.full(int(values.max()) + 1, VOID, np.uint8)
-        for value in values:
-            lookup[value] = self.table[int(value)]
-        return lookup[stored]
+        return class_ids(read_stored(self.path), str(self.path), self.classes, self.table)
 
 
 @dataclass(frozen=True)
@@ -67,32 +51,6 @@ class StoredFile:
     def __call__(self) -> np.ndarray:
         """uint8 or uint16 [H, W]. Raises ConfigError."""
         return read_stored(self.path)
-
-
-def read_stored(path: Path) -> np.ndarray:
-    """The values of a picture file as they are stored, palette numbers not looked up: [H, W] or [H, W, C].
-
-    `read_image` would turn them into colours. Raises ConfigError.
-    """
-    try:
-        with open_file(path) as file, Image.open(file, formats=("PNG", "GIF", "TIFF", "BMP", "JPEG")) as image:
-            if image.format == "JPEG":
-                raise ConfigError(f"{path}: a JPEG does not keep class ids; save masks as PNG")
-            if image.mode == "1":
-                return np.asarray(image).astype(np.uint8)
-            image.load()
-            values = np.asarray(image)
-    except ConfigError:
-        raise
-    except UnreadableImage as error:
-        raise ConfigError(f"{path}: {error.reason}") from None
-    except Exception as error:  # decoders meet broken files with every kind of exception
-        raise ConfigError(f"{path}: cannot be read as a mask: {error}") from None
-    if values.dtype.itemsize <= 2 and values.dtype.kind == "u":
-        return values
-    if values.dtype.kind not in "iu" or not 0 <= values.min() <= values.max() < 1 << 16:
-        raise ConfigError(f"{path}: holds {values.dtype} from {values.min():g} to {values.max():g}; needs 0 to 65535")
-    return values.astype(np.uint16)
 
 
 def read_text(path: Path) -> str:

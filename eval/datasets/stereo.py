@@ -9,7 +9,7 @@ import numpy as np
 
 from dino_tower.errors import ConfigError
 from dino_tower.eval.datasets.base import Dataset, Item, LazyItems, Pair
-from dino_tower.eval.datasets.reading import read_stored
+from dino_tower.label_pictures import read_stored
 
 POINTS = 32  # asked for along the longer side
 DISPARITIES = ("disp0.pfm", "disp0GT.pfm")

@@ -9,7 +9,8 @@ import numpy as np
 
 from dino_tower.errors import ConfigError
 from dino_tower.eval.datasets.base import Dataset, Item
-from dino_tower.eval.datasets.reading import all_labelled, images_in, own_list, read_lines, read_stored
+from dino_tower.eval.datasets.reading import all_labelled, images_in, own_list, read_lines
+from dino_tower.label_pictures import read_stored
 
 LISTS = ("2017", "2016", "480p", "")  # folders of ImageSets, in this order
 

@@ -118,7 +118,7 @@ def test_depth_in_eight_bits(
     for path in (tmp_path / "data/depth").iterdir():
         Image.fromarray(np.full((32, 40), 3, np.uint8)).save(path)
     words = [str(tower()), "--task", "depth", "--data", str(tmp_path / "data")]
-    assert "depth needs one channel of 16 bits" in answer(words, tmp_path / "out", capsys)
+    assert "a depth map of 8 bits cannot hold 1000 units a metre; save 16 bits" in answer(words, tmp_path / "out", capsys)
 
 
 def test_an_output_that_holds_something(

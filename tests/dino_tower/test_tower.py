@@ -106,6 +106,18 @@ def test_a_processor_that_does_not_crop_gives_pictures_of_their_own_shapes(damag
         tower([photo(44, 32)])
 
 
+def test_another_size_is_made_with_the_tower_s_own_filter(damaged: Path) -> None:
+    """A size that was asked for was always made bicubically, also for towers like SigLIP that learned from others."""
+    picture = photo(70, 50)
+    for how in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC):
+        processor = processor_for(SIDE, PATCH)
+        processor.resample = how
+        processor.save_pretrained(damaged)
+        tower = load_tower(damaged)
+        asked, given = tower.pixels([picture], size=(40, 48)), picture.resize((48, 40), how)
+        assert torch.equal(torch.as_tensor(asked), torch.as_tensor(tower.pixels([given], size="native")))
+
+
 def test_a_mask_token_may_be_missing(damaged: Path, tower: Tower) -> None:
     """Conversions leave it out, and no tower reads it."""
     weights = load_file(damaged / "model.safetensors")

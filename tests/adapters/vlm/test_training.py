@@ -153,7 +153,7 @@ def test_a_run_is_not_overwritten_and_not_changed(
     train(towers["plain"], "out", "--stage1.steps 1 --stage2.steps 0", code=2)
     assert "is not empty; --resume auto goes on with it" in capsys.readouterr().err
     train(towers["plain"], "out", "--stage1.steps 3 --stage2.steps 0 --resume auto", code=2)
-    assert "this run has stage1.steps 1, not 3; leave it out to go on" in capsys.readouterr().err
+    assert "this run has stage1.steps 1, not 3; leave --stage1.steps out to go on" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
