@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import random
 import signal
@@ -17,59 +16,21 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from PIL import Image
+from numbered import Numbers, number_views, slow_views
+from small_pictures import COUNT, png, write_folder
 
 from dino_tower.errors import ConfigError
 from dino_tower.pretrain.crops import CropsConfig, draw_views, make_views
 from dino_tower.pretrain.data import Batch, build_loader, check_shared_memory
 from dino_tower.pretrain.order import epoch_order, sample_rng
-from dino_tower.sources import Mixture, Sample, Source, SourceOptions, open_source
+from dino_tower.sources import Mixture, Source, SourceOptions, open_source
 
-COUNT = 40
 CROPS = CropsConfig(global_size=16, local_size=8, locals=2)
-
-
-def png(value: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(value).integers(0, 256, (24, 20, 3), np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_folder(root: Path, count: int = COUNT) -> Path:
-    root.mkdir(parents=True, exist_ok=True)
-    for i in range(count):
-        (root / f"{i:03d}.png").write_bytes(png(i))
-    return root
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Source:
     return open_source(str(write_folder(tmp_path_factory.mktemp("data") / "pictures")))
-
-
-class Numbers(Source):
-    """Numbers in place of pictures."""
-
-    def __init__(self, count: int, name: str = "numbers", stretches: list[int] | None = None, window: int = 16) -> None:
-        self.count, self.name, self.window = count, name, window
-        self.stretches = None if stretches is None else np.array(stretches)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Sample:
-        return Sample(b"", f"n{index}")
-
-
-def number_views(sample: Sample, rng: np.random.Generator) -> list[np.ndarray]:
-    """A view that tells the sample and its random numbers."""
-    number = int(sample.id.rpartition("n")[2])
-    return [np.array([[[number % 256, number // 256, 0]]], np.uint8), rng.integers(0, 256, (2, 2, 3), np.uint8)]
-
-
-def slow_views(sample: Sample, rng: np.random.Generator) -> list[np.ndarray]:
-    time.sleep(0.01)
-    return number_views(sample, rng)
 
 
 def batches(source: Source, crops=number_views, **settings) -> list[Batch]:
@@ -175,7 +136,7 @@ ORPHANS = """
 import os, signal, sys
 sys.path.insert(0, {here!r})
 import psutil
-from test_data import Numbers, slow_views
+from numbered import Numbers, slow_views
 from dino_tower.pretrain.data import build_loader
 loader = build_loader(Numbers(4000), slow_views, seed=0, batch_size=4, total_steps=900, workers=2, start_method="fork")
 next(loader)
@@ -186,7 +147,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_workers_end_when_the_main_process_is_killed() -> None:
     """Workers ignore SIGTERM: nobody else would end them."""
-    code = ORPHANS.format(here=str(Path(__file__).parent))
+    code = ORPHANS.format(here=str(Path(__file__).parents[1] / "stand_ins"))
     ran = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=120)
     pids = [int(word) for word in ran.stdout.split()]
     assert ran.returncode == -signal.SIGKILL and len(pids) == 2

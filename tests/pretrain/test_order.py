@@ -8,31 +8,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from numbered import Numbers, number_views
 
 from dino_tower.errors import ConfigError
 from dino_tower.pretrain.data import Batch, build_loader
 from dino_tower.pretrain.order import epoch_order, steps_in_epoch
-from dino_tower.sources import Mixture, Sample, Source
-
-
-class Numbers(Source):
-    """Numbers in place of pictures."""
-
-    def __init__(self, count: int, name: str = "numbers", stretches: list[int] | None = None, window: int = 16) -> None:
-        self.count, self.name, self.window = count, name, window
-        self.stretches = None if stretches is None else np.array(stretches)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Sample:
-        return Sample(b"", f"n{index}")
-
-
-def number_views(sample: Sample, rng: np.random.Generator) -> list[np.ndarray]:
-    """A view that tells the sample and its random numbers."""
-    number = int(sample.id.rpartition("n")[2])
-    return [np.array([[[number % 256, number // 256, 0]]], np.uint8), rng.integers(0, 256, (2, 2, 3), np.uint8)]
+from dino_tower.sources import Mixture, Source
 
 
 def batches(source: Source, crops=number_views, **settings) -> list[Batch]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_pictures import COUNT, png, write_folder
 
 from dino_tower.errors import ConfigError
 from dino_tower.pretrain.crops import CropsConfig
@@ -22,22 +23,8 @@ from dino_tower.pretrain.order import epoch_order
 from dino_tower.sources import Source, open_source
 from dino_tower.sources.skipped import SkippedLog, TooManySkipped
 
-COUNT = 40
 NOBODY = 65534
 CROPS = CropsConfig(global_size=16, local_size=8, locals=2)
-
-
-def png(value: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(value).integers(0, 256, (24, 20, 3), np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_folder(root: Path, count: int = COUNT) -> Path:
-    root.mkdir(parents=True, exist_ok=True)
-    for i in range(count):
-        (root / f"{i:03d}.png").write_bytes(png(i))
-    return root
 
 
 def batches(source: Source, crops=CROPS, **settings) -> list[Batch]:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from vlm_parts import SPECIAL, TEXT_SIZES, VLMS, word_tokenizer
 
 from dino_tower import image_tokens_for
 from dino_tower.architectures import build
@@ -24,7 +22,6 @@ from dino_tower.tower import Tower, load_tower
 
 PATCH, SIDE = 16, 64  # a grid of 4 x 4
 SMALL = {"width": 32, "depth": 2, "heads": 2}
-SPECIAL = ("<image>", "<video>", "<img>", "</img>", "<|IMG_PATCH|>", "<start_of_image>", "<end_of_image>", "<line>")
 WORDS = ("USER:", "ASSISTANT:", "what", "where", "red", "blue", "ring", "left", "right", "yes", "no", "is", "it", "?")
 KINDS = {"plain": "", "reg4": "_reg4", "rope": "_rope", "siglip": "_siglip", "clip": "_clip"}
 
@@ -53,143 +50,33 @@ def towers(make_tower: Callable[..., Tower]) -> dict[str, Tower]:
     return {kind: make_tower(f"vitt16{suffix}") for kind, suffix in KINDS.items()}
 
 
-@pytest.fixture(scope="session")
-def pictures() -> list[Image.Image]:
-    """Two, of one size."""
-    rng = np.random.default_rng(0)
-    return [Image.fromarray(rng.integers(0, 256, (80, 100, 3), dtype=np.uint8)) for _ in range(2)]
-
-
-def word_tokenizer(*special: str) -> PreTrainedTokenizerFast:
-    """Words by white space, and special tokens."""
-    words = ["<pad>", "<s>", "</s>", "<unk>", "hi", *special, *WORDS]
-    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    roles = {
-        "image_token": "<image>",
-        "video_token": "<video>",
-        "start_image_token": "<img>",
-        "end_image_token": "</img>",
-        "context_image_token": "<image>",
-        "img_patch_token": "<|IMG_PATCH|>",
-        "boi_token": "<start_of_image>",
-        "eoi_token": "<end_of_image>",
-        "img_line_break_token": "<line>",
-    }
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        extra_special_tokens=roles if special else {},
-    )
-
-
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     """One that knows the special tokens that processors ask for. A new one each: some add words."""
-    return word_tokenizer(*SPECIAL)
+    return word_tokenizer(*SPECIAL, *WORDS, special=True)
 
 
 @pytest.fixture
 def plain_tokenizer() -> PreTrainedTokenizerFast:
     """One that has never heard of pictures."""
-    return word_tokenizer()
-
-
-@pytest.fixture(scope="session")
-def text_sizes() -> dict[str, Any]:
-    """Arguments of a tiny language model's config."""
-    return {
-        "vocab_size": 32,
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
+    return word_tokenizer(*WORDS)
 
 
 @pytest.fixture
-def llama(text_sizes: dict[str, Any]) -> LlamaForCausalLM:
+def llama() -> LlamaForCausalLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        return LlamaForCausalLM(LlamaConfig(**text_sizes)).eval()
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Names of classes of transformers, arguments that have nothing to do with the tower, and the prompt."""
-
-    config: str
-    processor: str
-    image_processor: str | None  # None: the tower's own
-    text_config: str = "LlamaConfig"
-    video_processor: str | None = None
-    extras: tuple[tuple[str, Any], ...] = (("image_token_index", 5),)
-    prompt: str = "<image> hi"
-
-
-VLMS = {
-    "LlavaForConditionalGeneration": Parts("LlavaConfig", "LlavaProcessor", None),
-    "LlavaNextForConditionalGeneration": Parts("LlavaNextConfig", "LlavaNextProcessor", "LlavaNextImageProcessor"),
-    "LlavaOnevisionForConditionalGeneration": Parts(
-        "LlavaOnevisionConfig",
-        "LlavaOnevisionProcessor",
-        "LlavaOnevisionImageProcessor",
-        video_processor="LlavaOnevisionVideoProcessor",
-        extras=(("image_token_index", 5), ("video_token_index", 6)),
-    ),
-    "VipLlavaForConditionalGeneration": Parts("VipLlavaConfig", "LlavaProcessor", None),
-    "InternVLForConditionalGeneration": Parts(
-        "InternVLConfig",
-        "InternVLProcessor",
-        "GotOcr2ImageProcessor",
-        video_processor="InternVLVideoProcessor",
-        extras=(("image_token_id", 5),),
-    ),
-    "AyaVisionForConditionalGeneration": Parts(
-        "AyaVisionConfig", "AyaVisionProcessor", "GotOcr2ImageProcessor", extras=(("image_token_index", 9),)
-    ),
-    "PaliGemmaForConditionalGeneration": Parts(
-        "PaliGemmaConfig",
-        "PaliGemmaProcessor",
-        "SiglipImageProcessor",
-        text_config="GemmaConfig",
-        extras=(("image_token_index", 5), ("projection_dim", 32)),
-    ),
-    "Gemma3ForConditionalGeneration": Parts(
-        "Gemma3Config",
-        "Gemma3Processor",
-        "Gemma3ImageProcessor",
-        text_config="Gemma3TextConfig",
-        extras=(("image_token_index", 5), ("boi_token_index", 10), ("eoi_token_index", 11)),
-        prompt="<start_of_image> hi",
-    ),
-    "Cohere2VisionForConditionalGeneration": Parts(
-        "Cohere2VisionConfig",
-        "Cohere2VisionProcessor",
-        "Cohere2VisionImageProcessor",
-        extras=(("image_token_id", 5), ("alignment_intermediate_size", 32)),
-    ),
-}
+        return LlamaForCausalLM(LlamaConfig(**TEXT_SIZES)).eval()
 
 
 @pytest.fixture
-def old_vlm(
-    make_tower: Callable[..., Tower], tokenizer: Any, text_sizes: dict[str, Any]
-) -> Callable[[str], tuple[Any, Any, str]]:
+def old_vlm(make_tower: Callable[..., Tower], tokenizer: Any) -> Callable[[str], tuple[Any, Any, str]]:
     """old_vlm(class name) -> the VLM around a narrow SigLIP of 32 px, its processor, and a prompt."""
 
     def make(name: str) -> tuple[Any, Any, str]:
         parts, tower = VLMS[name], make_tower("vitt8_siglip", side=32, width=16, depth=1)
         wanted = image_tokens_for(name, tower)
-        vision, text = copy.deepcopy(tower.model.config), getattr(transformers, parts.text_config)(**text_sizes)
+        vision, text = copy.deepcopy(tower.model.config), getattr(transformers, parts.text_config)(**TEXT_SIZES)
         arguments = {**dict(parts.extras), **wanted.config}
         config = getattr(transformers, parts.config)(vision_config=vision, text_config=text, **arguments)
         with torch.random.fork_rng(devices=[]):

@@ -8,12 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
+from vlm_parts import SPECIAL, word_tokenizer
 
 from dino_tower.architectures import build
 from dino_tower.export.writing import export_tower
@@ -23,7 +21,6 @@ from dino_tower.tower import Tower, load_tower
 PAGE = Path(__file__).parents[3] / "docs" / "clients.md"
 PATCH, SIDE = 16, 64  # a grid of 4 x 4
 SMALL = {"width": 32, "depth": 4, "heads": 2}
-SPECIAL = ("<image>", "<video>", "<img>", "</img>", "<|IMG_PATCH|>", "<start_of_image>", "<end_of_image>", "<line>")
 
 
 @pytest.fixture(scope="session")
@@ -47,55 +44,10 @@ def towers(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., list[st
     return {kind: load_tower(folder / kind) for kind in ("plain", "reg4", "rope", "siglip", "clip")}
 
 
-@pytest.fixture(scope="session")
-def pictures() -> list[Image.Image]:
-    """Two, of one size."""
-    rng = np.random.default_rng(0)
-    return [Image.fromarray(rng.integers(0, 256, (80, 100, 3), dtype=np.uint8)) for _ in range(2)]
-
-
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Words by white space, and the special tokens that the processors ask for. A new one each: some add words."""
-    words = ["<pad>", "<s>", "</s>", "<unk>", "hi", *SPECIAL]
-    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    roles = {
-        "image_token": "<image>",
-        "video_token": "<video>",
-        "start_image_token": "<img>",
-        "end_image_token": "</img>",
-        "context_image_token": "<image>",
-        "img_patch_token": "<|IMG_PATCH|>",
-        "boi_token": "<start_of_image>",
-        "eoi_token": "<end_of_image>",
-        "img_line_break_token": "<line>",
-    }
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        extra_special_tokens=roles,
-    )
-
-
-@pytest.fixture(scope="session")
-def text_sizes() -> dict[str, Any]:
-    """Arguments of a tiny language model's config."""
-    return {
-        "vocab_size": 32,
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
+    """One that knows the special tokens that processors ask for. A new one each: some add words."""
+    return word_tokenizer(*SPECIAL, special=True)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor
+from vlm_parts import VLMS as PARTS
 
 from dino_tower import check_vlm, image_tokens_for
 from dino_tower.errors import ConfigError
@@ -31,64 +32,6 @@ FINAL_NORMS = ("layernorm", "norm", "post_layernorm")
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Names of classes of transformers, arguments that have nothing to do with the tower, and the prompt."""
-
-    config: str
-    processor: str
-    image_processor: str | None  # None: the tower's own
-    text_config: str = "LlamaConfig"
-    video_processor: str | None = None
-    extras: tuple[tuple[str, Any], ...] = (("image_token_index", 5),)
-    prompt: str = "<image> hi"
-
-
-CLIENTS = {
-    "LlavaForConditionalGeneration": Parts("LlavaConfig", "LlavaProcessor", None),
-    "LlavaNextForConditionalGeneration": Parts("LlavaNextConfig", "LlavaNextProcessor", "LlavaNextImageProcessor"),
-    "LlavaOnevisionForConditionalGeneration": Parts(
-        "LlavaOnevisionConfig",
-        "LlavaOnevisionProcessor",
-        "LlavaOnevisionImageProcessor",
-        video_processor="LlavaOnevisionVideoProcessor",
-        extras=(("image_token_index", 5), ("video_token_index", 6)),
-    ),
-    "VipLlavaForConditionalGeneration": Parts("VipLlavaConfig", "LlavaProcessor", None),
-    "InternVLForConditionalGeneration": Parts(
-        "InternVLConfig",
-        "InternVLProcessor",
-        "GotOcr2ImageProcessor",
-        video_processor="InternVLVideoProcessor",
-        extras=(("image_token_id", 5),),
-    ),
-    "AyaVisionForConditionalGeneration": Parts(
-        "AyaVisionConfig", "AyaVisionProcessor", "GotOcr2ImageProcessor", extras=(("image_token_index", 9),)
-    ),
-    "PaliGemmaForConditionalGeneration": Parts(
-        "PaliGemmaConfig",
-        "PaliGemmaProcessor",
-        "SiglipImageProcessor",
-        text_config="GemmaConfig",
-        extras=(("image_token_index", 5), ("projection_dim", 32)),
-    ),
-    "Gemma3ForConditionalGeneration": Parts(
-        "Gemma3Config",
-        "Gemma3Processor",
-        "Gemma3ImageProcessor",
-        text_config="Gemma3TextConfig",
-        extras=(("image_token_index", 5), ("boi_token_index", 10), ("eoi_token_index", 11)),
-        prompt="<start_of_image> hi",
-    ),
-    "Cohere2VisionForConditionalGeneration": Parts(
-        "Cohere2VisionConfig",
-        "Cohere2VisionProcessor",
-        "Cohere2VisionImageProcessor",
-        extras=(("image_token_id", 5), ("alignment_intermediate_size", 32)),
-    ),
-}
-
-
-@dataclass(frozen=True)
 class Lab:
     """What a trial needs besides the VLM and the tower."""
 
@@ -98,7 +41,7 @@ class Lab:
 
     def build(self, name: str, tower: Tower, wanted: ImageTokens) -> tuple[Any, Any]:
         """The VLM with the tower's weights, strictly loaded, and its processor."""
-        parts = CLIENTS[name]
+        parts = PARTS[name]
         vision, text = copy.deepcopy(tower.model.config), getattr(transformers, parts.text_config)(**self.text_sizes)
         config = getattr(transformers, parts.config)(
             vision_config=vision, text_config=text, **{**dict(parts.extras), **wanted.config}
@@ -129,7 +72,7 @@ class Lab:
         inside.register_forward_hook(
             lambda _, args, kwargs, out: seen.update(pixels=(*args, *kwargs.values())[0], out=out), with_kwargs=True
         )
-        inputs = [processor(images=p, text=CLIENTS[name].prompt, return_tensors="pt") for p in self.pictures]
+        inputs = [processor(images=p, text=PARTS[name].prompt, return_tensors="pt") for p in self.pictures]
         one, other = (model(**batch).logits for batch in inputs)
         assert one.shape == other.shape
         assert not torch.equal(one[:, -1], other[:, -1]), "another picture, the same logits"
@@ -206,7 +149,7 @@ def extra_tokens(kind: str, cut: int) -> str:
 
 def ungraded(model: Any, module: str, lab: Lab, processor: Any, name: str) -> set[str]:
     """Weights of the tower that a loss on the logits does not reach; mask_token is for pretraining only."""
-    batch = processor(images=lab.pictures[0], text=CLIENTS[name].prompt, return_tensors="pt")
+    batch = processor(images=lab.pictures[0], text=PARTS[name].prompt, return_tensors="pt")
     model(**batch).logits.square().mean().backward()
     inside = model.get_submodule(module).named_parameters()
     return {key for key, p in inside if p.grad is None and not key.endswith("mask_token")}
@@ -223,7 +166,7 @@ def lab(pictures: list[Image.Image], tokenizer: Any, text_sizes: dict[str, Any])
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", CLIENTS)
+@pytest.mark.parametrize("name", PARTS)
 def test_vlm(
     name: str,
     kind: str,
