@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +13,8 @@ from dino_tower.adapters.adapted import Adapted, build_head, freeze_unused
 from dino_tower.adapters.settings import Config
 from dino_tower.errors import ConfigError
 from dino_tower.families import family_of
-from dino_tower.peft_adapter import BASE, MERGED, Base, weights_digest, wrap
+from dino_tower.peft_adapter import Base, base_path, weights_digest, wrap
 from dino_tower.tower import Tower, load_tower
-from dino_tower.towers import find
 
 FULL_SHARE = 1 / 20  # of the head's rate, for a tower that is trained as a whole: it has to stay a tower
 
@@ -125,15 +123,6 @@ def view_size(tower: Tower, asked: int | None) -> int:
     if size < tower.patch or (is_grid and size % tower.patch):
         raise ConfigError(f"--size {size} is not a multiple of the patch of {tower.patch} pixels")
     return int(size)
-
-
-def base_path(name: str) -> str:
-    """The directory behind a TOWER, "" where it has none of its own."""
-    if name.split(":")[0] in ("timm", "torchvision", "random") or Path(name).is_file():
-        return ""
-    # of a tower that is an adaptation itself, what other software can load
-    found = str(Path(name) / MERGED) if (Path(name) / BASE).is_file() else find(name)
-    return found if Path(found).is_dir() else ""
 
 
 def _can_be_written(tower: Tower) -> bool:

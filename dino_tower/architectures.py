@@ -59,7 +59,7 @@ def _registers(size: Size, layerscale: float, drop_path: float) -> PreTrainedMod
     )
 
 
-def _rope(size: Size, layerscale: float, drop_path: float) -> PreTrainedModel:
+def _rope(size: Size, layerscale: float, drop_path: float, registers: int = 0) -> PreTrainedModel:
     return DINOv3ViTModel(
         DINOv3ViTConfig(
             **_common(size),
@@ -67,8 +67,13 @@ def _rope(size: Size, layerscale: float, drop_path: float) -> PreTrainedModel:
             layerscale_value=layerscale,
             drop_path_rate=drop_path,
             pos_embed_rescale=None,  # its default jitters positions whenever a client trains the tower
+            num_register_tokens=registers,
         )
     )
+
+
+def _rope_registers(size: Size, layerscale: float, drop_path: float) -> PreTrainedModel:
+    return _rope(size, layerscale, drop_path, registers=4)
 
 
 def _siglip(size: Size, layerscale: float, drop_path: float) -> PreTrainedModel:
@@ -105,6 +110,7 @@ CLASSES: dict[str, Callable[[Size, float, float], PreTrainedModel]] = {
     "": _plain,
     "_reg4": _registers,
     "_rope": _rope,
+    "_rope_reg4": _rope_registers,
     "_siglip": _siglip,
     "_clip": _clip,
 }
@@ -210,7 +216,7 @@ def initialise(model: PreTrainedModel) -> None:
 
 def _set_drop_path(model: PreTrainedModel, first: float, last: float) -> None:
     layers: list[Any] = [m for m in model.modules() if hasattr(m, "drop_path")]
-    for layer, p in zip(layers, torch.linspace(first, last, len(layers)).tolist(), strict=True):
+    for layer, p in zip(layers, torch.linspace(first, last, len(layers), device="cpu").tolist(), strict=True):
         layer.drop_path.drop_prob = p
     model.config.drop_path_rate = 0.0  # a client that fine-tunes the tower asks for its own
 

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("dino_tower.export.command:convert", "write weights in another library's layout"),
     "eval": ("dino_tower.eval.command:evaluate", "benchmark towers side by side on dense tasks"),
     "report": ("dino_tower.eval.command:report", "draw one or several benchmarks as one HTML page"),
+    "compare-objectives": ("dino_tower.compare.command:main", "train with several objectives alike, and compare them"),
     "demo": ("dino_tower.cli:demo", "train on built-in pictures and compare with an untrained tower"),
 }
 INTERRUPTED = 130  # what a shell reports after Ctrl-C

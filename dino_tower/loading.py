@@ -23,6 +23,7 @@ from transformers import logging as transformers_logging
 from transformers.models.beit.modeling_beit import BeitPooler
 
 from dino_tower.architectures import initialise
+from dino_tower.dual import KIND as DUAL
 from dino_tower.errors import ConfigError, unknown
 from dino_tower.families import FAMILIES
 from dino_tower.families.family import Model
@@ -30,7 +31,7 @@ from dino_tower.fused import FusedTower
 from dino_tower.text_tower import KIND as ALIGNED
 
 # Models of two halves: the vision half becomes the tower.
-TWO_HALVES = ("clip", "siglip", "siglip2", ALIGNED)
+TWO_HALVES = ("clip", "siglip", "siglip2", DUAL, ALIGNED)
 OTHER_CLASS = {"vit_mae": "vit"}  # families whose weights are read into a class of another one
 WITHOUT_POOLER = ("vit", "deit")  # the pooler is no part of a tower, and often not in the file
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": None}

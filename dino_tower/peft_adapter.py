@@ -26,6 +26,7 @@ from dino_tower.families.family import Model
 from dino_tower.loading import Loaded
 from dino_tower.peft_layers import PLAIN
 from dino_tower.peft_methods import PeftSettings, peft_config
+from dino_tower.towers import find
 
 WEIGHTS, SETTINGS, BASE = "adapter_model.safetensors", "adapter_config.json", "base.json"
 MERGED = "merged"  # folder of a plain tower beside an adapter
@@ -82,10 +83,11 @@ def adapter_weights(adapted: peft.PeftModel) -> dict[str, Tensor]:
     return weights
 
 
-def adapter_writer(adapted: peft.PeftModel, base: Base, home: Path) -> Callable[[Path], None]:
+def adapter_writer(adapted: peft.PeftModel, base: Base, home: Path | None = None) -> Callable[[Path], None]:
     """Copy the adapter now; the returned function writes the copy into a folder, whenever it is called.
 
-    home: where that folder will be in the end. The base's path is written relative to it: both can be moved together.
+    home: where that folder will be in the end, if not at the depth where it is written. The base's path is written
+    relative to it: both can be moved together.
     """
     weights = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in adapter_weights(adapted).items()}
     settings = copy.deepcopy(adapted.peft_config["default"])
@@ -94,10 +96,11 @@ def adapter_writer(adapted: peft.PeftModel, base: Base, home: Path) -> Callable[
     auto = {"base_model_class": kind.__name__, "parent_library": kind.__module__}  # AutoPeftModel finds the class by it
 
     def write(folder: Path) -> None:
-        settings.base_model_name_or_path = _relative(base, home) or base.tower
+        folder.mkdir(exist_ok=True)
+        settings.base_model_name_or_path = _relative(base, home or folder) or base.tower
         save_tensors(folder / WEIGHTS, weights)
         settings.save_pretrained(str(folder), auto_mapping_dict=auto)
-        base_writer(base, home)(folder)
+        base_writer(base, home or folder)(folder)
 
     return write
 
@@ -114,6 +117,15 @@ def base_writer(base: Base, home: Path) -> Callable[[Path], None]:
 
 def _relative(base: Base, home: Path) -> str:
     return os.path.relpath(Path(base.path).resolve(), home.resolve()) if base.path else ""
+
+
+def base_path(name: str) -> str:
+    """The directory behind a TOWER that is adapted, "" where it has none of its own."""
+    if name.split(":")[0] in ("timm", "torchvision", "random") or Path(name).is_file():
+        return ""
+    # of a tower that is an adaptation itself, what other software can load
+    found = str(Path(name) / MERGED) if (Path(name) / BASE).is_file() else find(name)
+    return found if Path(found).is_dir() else ""
 
 
 def read_base(folder: Path) -> Base:
@@ -164,14 +176,12 @@ def load_adapter_weights(adapted: peft.PeftModel, weights: dict[str, Tensor], wh
         peft.set_peft_model_state_dict(adapted, weights)
 
 
-def open_adapted(
-    folder: Path, name: str, dtype: torch.dtype | None, open_tower: Callable[[str, torch.dtype | None], Loaded]
-) -> Loaded:
-    """The plain tower that an adapter's folder stands for: its base with the adapter merged in, in memory.
+def open_adapted(folder: Path, name: str, open_tower: Callable[[str, torch.dtype | None], Loaded]) -> Loaded:
+    """The plain tower that an adapter's folder stands for: its base with the adapter merged in, in memory and float32.
 
     Raises ConfigError where the base is not the one that the adapter was trained on.
     """
-    loaded = open_tower(tower_below(folder), dtype)
+    loaded = open_tower(tower_below(folder), torch.float32)  # as when the adapter was trained
     if read_base(folder).method in PLAIN:
         return loaded
     return Loaded(merged(load_adapter(loaded.model, folder, name)), loaded.processor)

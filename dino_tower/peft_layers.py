@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from dino_tower.families.family import Model
 
+FUSED = "dino_tower_fused"  # several towers in one: each of them has layers of its own
 PLAIN = ("none", "full")  # a frozen tower, and one that is trained as a whole: no method of PEFT
 
 
@@ -101,6 +102,8 @@ def find_targets(model: Model, method: str, part: str, modules: Sequence[str] = 
     from dino_tower.families import family_name
 
     name = family_name(model)
+    if name == FUSED:
+        return _joined([find_targets(member, method, part, modules) for member in model.members])
     if name not in LAYERS:
         raise ConfigError(
             f"method {method} adapts the layers of a transformer by name, and a {name} has none that are known; "
@@ -128,6 +131,20 @@ def find_targets(model: Model, method: str, part: str, modules: Sequence[str] = 
         rf"{blocks}\.\d+\.({_any(ends)})" if ends else "",
         tuple(m.in_features for m in linear),
         tuple(m.out_features for m in linear),
+    )
+
+
+def _joined(members: Sequence[Targets]) -> Targets:
+    """Those of a fused tower: each member's, under its number."""
+
+    def any_of(patterns: Sequence[str]) -> str:
+        return "|".join(rf"members\.{i}\.({pattern})" for i, pattern in enumerate(patterns) if pattern)
+
+    return Targets(
+        any_of([member.layers for member in members]),
+        any_of([member.feedforward for member in members]),
+        tuple(n for member in members for n in member.inputs),
+        tuple(n for member in members for n in member.outputs),
     )
 
 

@@ -6,6 +6,7 @@ uses. The reference's way exists to reproduce the published runs.
 
 from __future__ import annotations
 
+import copy
 from types import MethodType
 from typing import Any
 
@@ -29,6 +30,17 @@ def use_reference_interpolation(model: PreTrainedModel) -> None:
         )
     embeddings: Any = model.embeddings
     embeddings.interpolate_pos_encoding = MethodType(_reference, embeddings)
+
+
+def rescale_at_random(model: PreTrainedModel, most: float | None) -> None:
+    """Make a `DINOv3ViTModel` multiply its patch coordinates in train mode by a number drawn log-uniformly from 1 / most
+    to most, for each forward pass; None: not any more (DINOv3's `rope_embed` with rescaling).
+
+    Not saved with the model: a client that trains the tower wants its positions where they are.
+    """
+    rope: Any = model.rope_embeddings
+    rope.config = copy.deepcopy(model.config)
+    rope.config.pos_embed_rescale = most
 
 
 def _reference(embeddings_module: Any, embeddings: Tensor, height: int, width: int) -> Tensor:

@@ -12,9 +12,12 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from dino_tower.dual import KIND as DUAL
 from dino_tower.errors import ConfigError
 from dino_tower.text_tower import KIND as ALIGNED
 from dino_tower.tokens import Tokens
+
+PROJECTED = ("clip", DUAL)  # their class token and their last word go through one linear layer each
 
 
 def text_embeddings(whole: Any, folder: str, name: str, texts: Sequence[str]) -> Tensor:
@@ -27,9 +30,10 @@ def text_embeddings(whole: Any, folder: str, name: str, texts: Sequence[str]) ->
     aligned = whole.config.model_type == ALIGNED
     config = whole.config.text_config
     length = whole.config.text_length if aligned else config.max_position_embeddings
-    masked = aligned or whole.config.model_type == "clip"
+    masked = aligned or whole.config.model_type in PROJECTED
     padding = whole.config.text_padding if aligned else "longest" if masked else "max_length"
-    tokenizer = _tokenizer(folder, name)
+    own = getattr(whole, "tokenizer", None)  # of a run, which has no tokenizer's files
+    tokenizer = _tokenizer(folder, name) if own is None else own
     if len(tokenizer) < config.vocab_size // 2:  # without files of its own it is made up, silently
         known = config.vocab_size
         raise ConfigError(f"{name}: its tokenizer knows {len(tokenizer)} words, its text encoder {known}; save it, too")
@@ -46,8 +50,8 @@ def embed(whole: Any, tokens: Tokens) -> Tensor:
     """
     if whole.config.model_type == ALIGNED:
         return whole.embed_tokens(tokens)[0]
-    if whole.config.model_type == "clip":
-        return whole.visual_projection(tokens.cls)
+    if whole.config.model_type in PROJECTED:
+        return whole.visual_projection(tokens.pooled)
     if not whole.vision_model.config.vision_use_head:
         raise ConfigError("this SigLIP has no pooling head: its pictures have no embedding")
     return whole.vision_model.head(tokens.patches.flatten(1, 2))
@@ -61,7 +65,7 @@ def embed_patches(whole: Any, tokens: Tokens) -> Tensor:
     """
     if whole.config.model_type == ALIGNED:
         return whole.embed_tokens(tokens)[1]
-    if whole.config.model_type == "clip":
+    if whole.config.model_type in PROJECTED:
         return whole.visual_projection(tokens.patches)
     raise ConfigError(f"a {whole.config.model_type} pools all patches at once: single ones have no embedding")
 

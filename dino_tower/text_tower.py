@@ -239,8 +239,8 @@ def text_tower_from(vision: Any, text: Any, *, has_cls: bool, blocks: int, **set
     features = width(vision)
     heads = getattr(vision.config, "num_attention_heads", None) or max(1, features // 64)
     config = TextTowerConfig(
-        vision_config=_plain(vision.config),
-        text_config=_plain(text.config),
+        vision_config=plain(vision.config),
+        text_config=plain(text.config),
         vision_has_cls=has_cls,
         head_blocks=blocks,
         head_heads=heads if features % heads == 0 else 1,
@@ -264,7 +264,7 @@ def _vision(config: Any) -> Any:
     return model
 
 
-def _plain(config: Any) -> dict[str, Any]:
+def plain(config: Any) -> dict[str, Any]:
     """A config without the place it was read from, which is nobody else's business."""
     return {key: value for key, value in config.to_dict().items() if key != "_name_or_path"}
 

@@ -77,6 +77,11 @@ class Tower:
         without a text encoder."""
         return "" if self._whole is None else str(self._whole.config.model_type)
 
+    @property
+    def whole(self) -> Any:
+        """The model of transformers for pictures and texts that it is a half of; None without a text encoder."""
+        return self._whole
+
     def weights(self) -> dict[str, Tensor]:
         """Every weight by its name, those of the text encoder too."""
         return dict((self.model if self._whole is None else self._whole).state_dict())

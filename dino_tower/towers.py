@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from dino_tower.architectures import build, names
 from dino_tower.checkpoint import checkpoints
+from dino_tower.dual import beside
 from dino_tower.errors import ConfigError, unknown
 from dino_tower.families import family_of
 from dino_tower.images import processor_for
@@ -43,13 +45,22 @@ def _open(name: str, what: str, dtype: torch.dtype | None, untrained: bool) -> L
         from dino_tower.published import load_published
 
         return load_published(Path(what), name, untrained)
-    if (Path(what) / "base.json").is_file():
+    found = what if (Path(what) / "base.json").is_file() else find(what, name)
+    place = Path(found)
+    if (place / "base.json").is_file():
         from dino_tower.peft_adapter import open_adapted, tower_below
 
         if untrained:
-            return open_tower(f"random:{tower_below(Path(what)).removeprefix('random:')}", dtype)
-        return open_adapted(Path(what), name, dtype, open_tower)
-    return load_transformers(find(what, name), name, dtype, untrained)
+            return open_tower(f"random:{tower_below(place).removeprefix('random:')}", dtype)
+        return open_adapted(place, name, open_tower)
+    loaded = load_transformers(found, name, dtype, untrained)
+    return _with_text_side(loaded, place, untrained)
+
+
+def _with_text_side(loaded: Loaded, folder: Path, untrained: bool) -> Loaded:
+    """The same with the text tower that a run trained beside it, if it did (`dino_tower.dual`)."""
+    whole = beside(loaded.model, folder, untrained) if loaded.whole is None else None
+    return loaded if whole is None else replace(loaded, model=whole.vision_model, whole=whole)
 
 
 def _cast(loaded: Loaded, dtype: torch.dtype | None) -> Loaded:

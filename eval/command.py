@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from dino_tower.errors import ConfigError
 
 if TYPE_CHECKING:
     from dino_tower.eval.extraction import Processes
+    from dino_tower.eval.settings import Settings
 
 SETTINGS = "benchmark.json"
 
@@ -19,16 +21,20 @@ SETTINGS = "benchmark.json"
 def evaluate(argv: list[str]) -> None:
     """`dino-tower eval TOWER [TOWER ...] --data SOURCE ... --output DIR`: benchmark towers side by side."""
     options = parser_of_eval().parse_intermixed_args(argv)
+    settings, output = settings_of(options), Path(options.output)
+    _check_output(output)
+    run_benchmark(settings, output, options.cache, options.cache_limit)
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """What the words of `dino-tower eval` ask for. Raises ConfigError."""
     from dino_tower.eval.settings import Settings
 
-    settings = Settings(
+    return Settings(
         tuple(options.towers), tuple(options.data), options.suite, options.tokens, options.pixels,
         _words(options.columns), options.layers, not options.no_reduced, options.seeds, _words(options.floors),
         options.limit, options.feature_dtype, options.dtype, options.device, options.reference, options.seed,
     )  # fmt: skip
-    output = Path(options.output)
-    _check_output(output)
-    run_benchmark(settings, output, options.cache, options.cache_limit)
 
 
 def parser_of_eval() -> OneLineParser:
@@ -57,10 +63,22 @@ def parser_of_eval() -> OneLineParser:
     return parser
 
 
-def run_benchmark(settings: Any, output: Path, cache: str | None = None, cache_limit: float = 50.0) -> Any:
-    """Run it, write results.json, results.csv and report.html into `output`, print the table; returns the results.
+def run_benchmark(settings: Settings, output: Path, cache: str | None = None, cache_limit: float = 50.0) -> Any:
+    """Run it, write results.json, results.csv and report.html into `output`, print the table; returns the results."""
+    from dino_tower.eval.report import write_report
+    from dino_tower.eval.table import table
 
-    Under `accelerate launch` every process reads its share of the pictures, and the first does the rest.
+    results = measure(settings, output, cache, cache_limit)
+    if results is not None:
+        print(f"\n{table(results)}\n")
+        print(write_report([output]))
+    return results
+
+
+def measure(settings: Settings, output: Path, cache: str | None = None, cache_limit: float = 50.0) -> Any:
+    """Run it and write results.json and results.csv into `output`; returns the results.
+
+    Under `accelerate launch` every process reads its share of the pictures; the first does the rest, None elsewhere.
     """
     import json
 
@@ -68,11 +86,9 @@ def run_benchmark(settings: Any, output: Path, cache: str | None = None, cache_l
     from dino_tower.eval.cache import Cache
     from dino_tower.eval.cost import Cost
     from dino_tower.eval.entries import Entry
-    from dino_tower.eval.report import write_report
     from dino_tower.eval.results import assemble, write_results
     from dino_tower.eval.scoring import Bench
     from dino_tower.eval.suite import facts_of, open_data, run_suite
-    from dino_tower.eval.table import table
 
     if cache_limit <= 0:
         raise ConfigError(f"--cache-limit {cache_limit}; it must be above 0")
@@ -100,11 +116,7 @@ def run_benchmark(settings: Any, output: Path, cache: str | None = None, cache_l
             data = [facts_of(split, settings) for split in splits]
             results = assemble(entries, costs, asdict(settings), data, towers, settings.reference or settings.towers[0])
             write_results(output, results)
-    if not first:
-        return None
-    print(f"\n{table(results)}\n")
-    print(write_report([output]))
-    return results
+    return results if first else None
 
 
 def shared_by() -> Processes:

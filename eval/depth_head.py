@@ -39,10 +39,10 @@ class DepthHead(NamedTuple):
 
 
 def depth_input(patches: Tensor, cls: Tensor | None = None) -> Tensor:
-    """What the head sees: each normed patch with the CLS token behind it, [B, h, w, D], [B, D] -> [B, h, w, 2 D]."""
+    """What the head sees: each normed patch with the CLS token behind it, [B, h, w, D], [B, E] -> [B, h, w, D + E]."""
     if cls is None:
         return patches
-    return torch.cat([patches, cls[:, None, None].expand_as(patches)], dim=-1)
+    return torch.cat([patches, cls[:, None, None].expand(*patches.shape[:3], -1)], dim=-1)
 
 
 def fit_depth(

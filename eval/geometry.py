@@ -15,6 +15,7 @@ from dino_tower.tower import Size
 
 OWN, TOKENS, PIXELS = "own", "tokens", "pixels"
 COLUMNS = (TOKENS, PIXELS)
+COARSE = 12  # patches along a side at most, where the grid is a coarse one
 REFERENCE_PATCH = 16  # of pictures in their own shape: as many tokens as a patch of 16 pixels would make
 
 

@@ -88,7 +88,7 @@ def _scores(entry: Entry) -> Iterable[dict[str, Any]]:
         found = interval(parts)
         score = {"value": found.value, "low": found.low, "high": found.high, "units": found.units}
         seeds = list(entry.seeds[metric])
-        yield {**facts, "metric": metric, "score": _plain(score), "seeds": _plain(seeds), **rest, "reason": ""}
+        yield {**facts, "metric": metric, "score": plain(score), "seeds": plain(seeds), **rest, "reason": ""}
 
 
 def _comparisons(entries: Sequence[Entry], reference: str) -> list[dict[str, Any]]:
@@ -122,7 +122,7 @@ def _comparisons(entries: Sequence[Entry], reference: str) -> list[dict[str, Any
             for (one, other, result), p in zip(met, adjusted, strict=True):
                 facts = {"data": data, "task": task, "metric": TASKS[task].headline, "column": column, "layer": layer}
                 names = {"tower": one.tower, "against": other.tower, "kind": kind}
-                found.append({**facts, **names, **_plain({**asdict(result), "p_holm": p})})
+                found.append({**facts, **names, **plain({**asdict(result), "p_holm": p})})
     return found
 
 
@@ -132,12 +132,12 @@ def _compared(one: Entry, other: Entry) -> Comparison:
     return compare(one.parts[metric], other.parts[metric])
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """NaN as null: JSON has none."""
     if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
+        return {name: plain(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [plain(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -79,10 +79,10 @@ def score(parts: Parts) -> float:
 
 def interval(parts: Parts, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Score:
     """The score with its bootstrap interval over units (`_quantiles` says which)."""
-    units = _units(parts)
+    units = counted_units(parts)
     if units < MIN_UNITS:
         return Score(score(parts), math.nan, math.nan, units)
-    low, high = _quantiles(_resampled(parts, resamples, seed), _effective(parts), level)
+    low, high = _quantiles(resampled(parts, resamples, seed), effective_units(parts), level)
     return Score(score(parts), low, high, units)
 
 
@@ -95,11 +95,11 @@ def compare(a: Parts, b: Parts, level: float = 0.95, resamples: int = 10_000, se
         raise ConfigError(
             f"comparison: {len(a.numerator)} units against {len(b.numerator)}; both need the same units in one order"
         )
-    difference, units = score(a) - score(b), min(_units(a), _units(b))
+    difference, units = score(a) - score(b), min(counted_units(a), counted_units(b))
     if units < MIN_UNITS:
         return Comparison(difference, math.nan, math.nan, math.nan, units)
-    drawn = _resampled(a, resamples, seed) - _resampled(b, resamples, seed)
-    effective = min(_effective(a), _effective(b))
+    drawn = resampled(a, resamples, seed) - resampled(b, resamples, seed)
+    effective = min(effective_units(a), effective_units(b))
     low, high = _quantiles(drawn, effective, level)
     return Comparison(difference, low, high, _p_value(drawn, effective), units)
 
@@ -143,12 +143,12 @@ def power(difference: float, deviation: float, units: int, level: float = 0.95) 
     return float(1 - ndtr((bend - shift) / spread) + ndtr((-bend - shift) / spread))
 
 
-def _units(parts: Parts) -> int:
+def counted_units(parts: Parts) -> int:
     """Units that add anything to the score."""
     return int((parts.denominator != 0).any(1).sum())
 
 
-def _effective(parts: Parts) -> float:
+def effective_units(parts: Parts) -> float:
     """Units counted by what they weigh, (sum w)^2 / sum w^2 (Kish): U for a mean, fewer where large images carry it.
 
     w of a unit: its share of the denominators. Without this the interval of a ratio whose largest images are ten times
@@ -167,7 +167,7 @@ def _ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:
         return ratio.sum(-1) / present.sum(-1)
 
 
-def _resampled(parts: Parts, resamples: int, seed: int) -> np.ndarray:
+def resampled(parts: Parts, resamples: int, seed: int) -> np.ndarray:
     """The score of each resample [R]; the same seed draws the same units, which is what pairs two towers."""
     units = len(parts.numerator)
     step = max(1, DRAWS_AT_A_TIME // units)

@@ -19,7 +19,7 @@ from dino_tower.eval.cost import Cost, cost_of
 from dino_tower.eval.datasets import Dataset, allowed_tasks, open_dataset
 from dino_tower.eval.entries import Entry, write_entry
 from dino_tower.eval.extraction import AnyTower, Feature
-from dino_tower.eval.geometry import OWN, TOKENS, Frame
+from dino_tower.eval.geometry import COARSE, OWN, TOKENS, Frame
 from dino_tower.eval.raw import RawPixels
 from dino_tower.eval.scoring import BEST, Bench, Contestant, Done, entry_of, together
 from dino_tower.eval.settings import Settings
@@ -119,6 +119,8 @@ def frames(settings: Settings, task: Task) -> list[Frame]:
     """The sizes at which a task shows pictures."""
     if task.geometry == "own":
         return [Frame("own", OWN)]
+    if task.geometry == "coarse":
+        return [Frame("square", TOKENS, min(settings.tokens, COARSE))]
     return [Frame(task.geometry, column, settings.tokens, settings.pixels) for column in settings.columns]
 
 

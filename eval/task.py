@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from dino_tower.eval.view import View
 
 # "own": what the tower's processor does. "square": the whole picture on a square grid. "native": its own shape.
-Geometry = Literal["own", "square", "native"]
+# "coarse": a small square grid, of equal tokens only, for what takes minutes a tower.
+Geometry = Literal["own", "square", "native", "coarse"]
 
 
 class Metric(NamedTuple):

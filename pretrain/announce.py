@@ -96,7 +96,12 @@ def announcement(
     config: Config, plan: Plan, source: Source, trained: Trained, estimate: Estimate, world: int, device: str
 ) -> str:
     """The settings and what follows from them, for a person to read before the first step."""
-    millions = sum(p.numel() for p in trained.student.backbone.parameters()) / 1e6
+    backbone = trained.student.backbone
+    millions = sum(p.numel() for p in backbone.parameters()) / 1e6
+    inside = sum(p.numel() for p in backbone.parameters() if p.requires_grad) / 1e6
+    tower = f"{config.arch}, {millions:.1f} M parameters"
+    if trained.student.adapter is not None:
+        tower = f"{config.init_from}, {config.lora.method}: {inside:.2f} of {millions:.1f} M parameters are trained"
     minutes = estimate.step_seconds * plan.steps / 60
     compressed = f" (compressed to {plan.compression:.1%} of the recipe)" if plan.compression < 1 else ""
     lines = [
@@ -104,7 +109,7 @@ def announcement(
         "",
         f"data         {source.describe()}",
         f"objective    {describe(config)}",
-        f"tower        {config.arch}, {millions:.1f} M parameters, {type(trained.student.backbone).__name__}",
+        f"tower        {tower}, {type(backbone).__name__}",
         f"batch        {plan.global_batch} = {config.batch_size} x {world} processes x {config.compute.accumulate}",
         f"length       {plan.steps} steps, {plan.epochs:.1f} epochs of {plan.steps_per_epoch} steps{compressed}",
         f"peak lr      {plan.peak_lr:.3g} ({config.optim.lr_scaling})",

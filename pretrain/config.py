@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
-from dino_tower.config import Tree, differences, from_tree, read_yaml, words_to_tree
+from dino_tower.config import Tree, from_tree, read_yaml, words_to_tree
 from dino_tower.errors import ConfigError, unknown
+from dino_tower.pretrain.lora_settings import check_lora
 from dino_tower.pretrain.objectives.settings import check_terms
 from dino_tower.pretrain.settings import Config
+from dino_tower.pretrain.stages import check_stage, hires, run_of, settings_of
+from dino_tower.run.settings import check_numbers, continued, saved_settings
 
 PRESETS = Path(str(files("dino_tower.pretrain"))) / "presets"
 
@@ -50,12 +52,11 @@ def read_config(argv: Sequence[str]) -> Config:
     differs from the run's.
     """
     words = words_to_tree(Config, argv)
-    start = load_preset(str(words.get("preset", Config.preset)))
+    start = _below(words)
     asked = from_tree(start, words, "command line")
     if not asked.output and not asked.print_config:
         raise ConfigError("command line: --output DIR is missing: where the run is to be written")
-    saved = Path(asked.output or ".") / "config.yaml"
-    if asked.resume != "no" and asked.output and os.path.isfile(saved):  # noqa: PTH113 (False for an impossible name)
+    if (saved := saved_settings(asked.output, asked.resume)) is not None:
         return _continue(saved, words, asked)
     if not asked.data:
         raise ConfigError("command line: --data SOURCE is missing: a folder, hf:NAME, tar:PATTERN, a list, or scenes")
@@ -63,27 +64,28 @@ def read_config(argv: Sequence[str]) -> Config:
     return asked
 
 
+def _below(words: Tree) -> Config:
+    """What the command line changes: a preset; of a stage at high resolution, what its start was trained with."""
+    if words.get("stage") != "hires":
+        return load_preset(str(words.get("preset", Config.preset)))
+    run = run_of(str(words.get("init_from", "")))
+    heads = run is not None and str(words.get("init_heads", "true")).lower() in ("true", "yes", "1")
+    if run is not None and "preset" not in words:
+        return hires(settings_of(run), heads)
+    below = load_preset(str(words.get("preset", Config.preset)))
+    return below if below.stage == "hires" else hires(below, heads)
+
+
 def _continue(saved: Path, words: Tree, asked: Config) -> Config:
     """The run's settings with the free ones of the command line; ConfigError where another one differs."""
-    run = from_tree(Config(), read_yaml(saved), str(saved))
-    kept = from_tree(run, {k: v for k, v in words.items() if k != "preset"}, "command line")
-    if "preset" in words and asked.preset != run.preset:
+    rest = {k: v for k, v in words.items() if k != "preset"}
+    kept = continued(Config(), saved, rest, FREE_ON_RESUME)
+    if "preset" in words and asked.preset != kept.preset:
         raise ConfigError(
-            f"{saved}: this run was started with --preset {run.preset}, not {asked.preset}; leave --preset out"
+            f"{saved}: this run was started with --preset {kept.preset}, not {asked.preset}; leave --preset out"
         )
-    for key, old, new in differences(run, kept):
-        if must_stay(key):
-            raise ConfigError(
-                f"{saved}: this run has {key} {old!r}, not {new!r}; leave --{key.replace('_', '-')} out to go on, "
-                "or start a new run in another --output"
-            )
     check(kept)
     return kept
-
-
-def must_stay(key: str) -> bool:
-    """Whether a setting, by its dotted key, has to be the same in a run and its continuation."""
-    return not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
 
 
 def check(config: Config) -> None:
@@ -98,9 +100,9 @@ def check(config: Config) -> None:
         "loss.student_temp": loss.student_temp, "loss.teacher_temp": loss.teacher_temp,
         "loss.teacher_temp_start": loss.teacher_temp_start, "source.window": config.source.window,
         "source.max_samples": config.source.max_samples, "optim.layer_decay": optim.layer_decay,
-        "model.layerscale": model.layerscale,
+        "model.layerscale": model.layerscale, "model.rope_rescale": model.rope_rescale,
     }  # fmt: skip
-    not_negative: dict[str, float] = {
+    not_negative: dict[str, float | None] = {
         "workers": config.workers, "seed": config.seed, "optim.base_lr": optim.base_lr, "optim.min_lr": optim.min_lr,
         "optim.warmup_epochs": optim.warmup_epochs, "optim.clip": optim.clip, "head.freeze_epochs": head.freeze_epochs,
         "optim.weight_decay": optim.weight_decay, "optim.weight_decay_end": optim.weight_decay_end,
@@ -117,15 +119,9 @@ def check(config: Config) -> None:
         "loss.centre_momentum": loss.centre_momentum, "model.drop_path": model.drop_path,
         "optim.layer_decay": optim.layer_decay,
     }  # fmt: skip
-    for key, value in positive.items():
-        if value is not None and value <= 0:
-            raise ConfigError(f"{key} is {value}; it must be above 0")
-    for key, value in not_negative.items():
-        if value < 0:
-            raise ConfigError(f"{key} is {value}; it must not be negative")
-    for key, value in shares.items():
-        if not 0 <= value <= 1:
-            raise ConfigError(f"{key} is {value}; it must lie between 0 and 1")
+    check_numbers(positive, not_negative, shares)
+    if not 0 <= optim.beta2 < 1:
+        raise ConfigError(f"optim.beta2 is {optim.beta2}; it must be 0 or more and below 1")
     if config.seed >= 2**63:
         raise ConfigError(f"seed is {config.seed}; it must be below 2^63")
     mean, std = config.pixels.mean, config.pixels.std
@@ -135,4 +131,12 @@ def check(config: Config) -> None:
         raise ConfigError(f"pixels.std is {std}; each must be above 0")
     if config.arch.startswith("resnet") and (optim.layer_decay, optim.patch_embed_lr) != (1, 1):
         raise ConfigError(f"{config.arch} has no blocks: leave optim.layer_decay and optim.patch_embed_lr at 1")
+    if head.norm_last_layer and not head.weight_norm:
+        raise ConfigError("head.norm_last_layer keeps a gain at 1 that there is not without head.weight_norm: set "
+                          "--head.norm-last-layer false")  # fmt: skip
+    if model.rope_rescale is not None and (model.rope_rescale < 1 or "_rope" not in config.arch):
+        raise ConfigError(f"model.rope_rescale is {model.rope_rescale} with arch {config.arch}: it is a number of 1 or "
+                          "more, for a class with rotary positions such as vits16_rope")  # fmt: skip
+    check_stage(config)
     check_terms(config)
+    check_lora(config)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -73,10 +73,10 @@ class DrawnKey:
 
 @dataclass(frozen=True)
 class Beside:
-    """What a sample brings beside its views: what the draws draw, and its caption if asked for."""
+    """What a sample brings beside its views: what the draws draw, and its caption, or one of its texts, if asked."""
 
     draws: tuple[Draw, ...] = ()
-    captions: bool = False
+    captions: Literal["none", "first", "any"] = "none"
 
 
 NOTHING = Beside()
@@ -158,17 +158,18 @@ class BatchMaker:
                 # `attempt` keeps a stand-in's crops apart from those it gets at its own place.
                 at = Place(self.seed, work.key.epoch, index, repeat + attempt, position, self.global_batch)
                 views = self.views(sample, sample_rng(self.seed, at.epoch, at.index, at.repeat))
-                return Made(sample, views, draw_all(self.beside.draws, at), self._caption(sample))
+                return Made(sample, views, draw_all(self.beside.draws, at), self._caption(sample, at))
             except UnreadableImage as error:
                 skipped[self.source.sample_id(index)] = error.reason
         return None
 
-    def _caption(self, sample: Sample) -> str | None:
-        if not self.beside.captions:
+    def _caption(self, sample: Sample, at: Place) -> str | None:
+        if self.beside.captions == "none":
             return None
-        if not (caption := sample.caption):
+        texts = sample.texts if self.beside.captions == "any" else tuple(filter(None, [sample.caption]))
+        if not texts:
             raise UnreadableImage("no caption")
-        return caption
+        return texts[int(at.rng().integers(len(texts)))]
 
     def _fetch(self, index: int) -> Sample | UnreadableImage:
         try:

@@ -13,16 +13,24 @@ from torch import Tensor, nn
 class Prototypes(nn.Module):
     """Linear [B, d] -> [B, K] whose rows are g v / |v|; parameters are named as in the published checkpoints.
 
-    norm_last_layer keeps the gain g at 1 and frozen (DINO, section 3.1; vision_transformer.py::DINOHead).
+    norm_last_layer keeps the gain g at 1 and frozen (DINO, section 3.1; vision_transformer.py::DINOHead). Without
+    weight_norm there is no gain, and the rows are v as they are (DINOv3).
     """
 
-    def __init__(self, bottleneck: int, prototypes: int, norm_last_layer: bool = True) -> None:
+    weight_g: nn.Parameter | None
+
+    def __init__(
+        self, bottleneck: int, prototypes: int, norm_last_layer: bool = True, weight_norm: bool = True
+    ) -> None:
         super().__init__()
         direction = nn.Linear(bottleneck, prototypes, bias=False).weight  # PyTorch's default initialisation
-        self.weight_g = nn.Parameter(torch.ones(prototypes, 1), requires_grad=not norm_last_layer)
+        gain = nn.Parameter(torch.ones(prototypes, 1), requires_grad=not norm_last_layer)
+        self.register_parameter("weight_g", gain if weight_norm else None)
         self.weight_v = nn.Parameter(direction.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.weight_g is None:
+            return F.linear(x, self.weight_v)
         # scaling the logits is cheaper than scaling the rows: of the 65,536 rows of 256 there would be a copy each step
         return F.linear(x, self.weight_v) * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True)).T
 
@@ -42,6 +50,7 @@ class DinoHead(nn.Module):
         bottleneck: int = 256,
         norm_last_layer: bool = True,
         batch_norm: bool = False,
+        weight_norm: bool = True,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -56,7 +65,7 @@ class DinoHead(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
-        self.last_layer = Prototypes(bottleneck, prototypes, norm_last_layer)
+        self.last_layer = Prototypes(bottleneck, prototypes, norm_last_layer, weight_norm)
 
     def project(self, x: Tensor) -> Tensor:
         """[B, D] to the unit vectors [B, d] that the prototypes are compared with."""

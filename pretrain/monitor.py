@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dino_tower.families import family_of
 from dino_tower.images import UnreadableImage
 from dino_tower.knn import knn_accuracy
 from dino_tower.pictures import PcaBasis, attention_picture, pca_basis, pca_picture, pca_scores
+from dino_tower.pretrain.lora import look_alike
 from dino_tower.pretrain.networks import make_backbone
 from dino_tower.pretrain.pixels import Normalise
 from dino_tower.pretrain.settings import Config
 from dino_tower.pretrain.student_teacher import Network
 from dino_tower.run.directory import RunDirectory
+from dino_tower.run.log import read_run
 from dino_tower.sources import NO_LABEL, Source
 from dino_tower.tokens import Tokens, last_attention, tokens
 
@@ -37,20 +39,29 @@ def rankme(features: Tensor) -> float:
 
 
 class Falling:
-    """Whether k-NN has been below its best by more than FALL at two looks in a row; said once a fall."""
+    """Whether k-NN has been below its best by more than FALL at two looks in a row; said once a fall.
 
-    def __init__(self) -> None:
-        self.best, self.low = 0.0, 0
+    of_weights: the run started from weights, and one look that much below the first is enough: what they knew is what
+    the run is for.
+    """
+
+    def __init__(self, of_weights: bool = False) -> None:
+        self.best, self.low, self.below, self.of_weights = 0.0, 0, False, of_weights
+        self.start: float | None = None
 
     def update(self, knn: Mapping[str, float]) -> str | None:
         """The message that is due after a look, if one is."""
         now = knn[str(NEIGHBOURS[1])]
+        self.start = now if self.start is None else self.start
         self.low = self.low + 1 if now < self.best - FALL else 0
         self.best = max(self.best, now)
-        if self.low != 2:
+        below, was_below = self.of_weights and now < self.start - FALL, self.below
+        self.below = below
+        if was_below or not (below or self.low == 2):
             return None
+        fell = f"fell below the weights it started from, {self.start:.1%}," if below else f"fell from {self.best:.1%}"
         return (
-            f"{NEIGHBOURS[1]}-NN of the teacher fell from {self.best:.1%} to {now:.1%}: what it knew gets lost. Lower "
+            f"{NEIGHBOURS[1]}-NN of the teacher {fell} to {now:.1%}: what it knew gets lost. Lower "
             "optim.base_lr, set optim.layer_decay below 1 and optim.freeze_backbone_epochs above 0, or anchor it with "
             "terms.gram or terms.distil"
         )
@@ -69,11 +80,14 @@ class Monitor:
         say: Callable[[str], object] = print,
     ) -> None:
         self.config, self.run, self.normalise, self.processor, self.say = config.monitor, run, normalise, processor, say
-        self.falling = Falling()
+        self.falling = Falling(config.init_from is not None)
+        for row in read_run(run.root).monitor:  # of a run that goes on
+            if row.get("knn"):
+                self.falling.update(row["knn"])
         device = normalise.mean.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(config.seed)
-            self.twin: Any = make_backbone(replace(config, init_from=None)).eval()
+            self.twin: Any = make_backbone(config, untrained=True).eval()
         self.twin.to(device)
         if self.twin.config.model_type != "resnet":
             self.twin.set_attn_implementation("eager")
@@ -97,7 +111,11 @@ class Monitor:
     def look(self, step: int, teacher: Network) -> dict[str, object]:
         """Log k-NN beside the untrained twin's, RankMe, and pictures of attention and PCA; returns the logged row."""
         start = time.monotonic()
-        self.twin.load_state_dict(teacher.backbone.state_dict())
+        if teacher.adapter is None:
+            self.twin.load_state_dict(teacher.backbone.state_dict())
+        else:  # a second copy of what may be a large tower is more than looking is worth
+            self.twin = look_alike(teacher.backbone).eval()
+            self.twin.set_attn_implementation("eager")
         row: dict[str, object] = {"pictures": self._pictures(step)}
         message = None
         if self.floor is not None:
@@ -138,7 +156,8 @@ class Monitor:
         self._basis = pca_basis(patches, self._anchor)
         self._anchor = pca_scores(patches, self._basis).flatten(0, -2)
         drawn = {f"pca-{i}": pca_picture(p, self._basis) for i, p in enumerate(patches)}
-        if self.twin.config.model_type not in ("resnet", "siglip_vision_model"):
+        family = family_of(self.twin)
+        if family.attention is not None and family.has_cls(self.twin):
             maps = last_attention(self.twin, self.normalise(self.shown)).cpu()
             drawn |= {f"attention-{i}": attention_picture(images[i], maps[i]) for i in range(len(images))}
         for name, picture in drawn.items():

@@ -7,10 +7,13 @@ from transformers import PreTrainedModel
 
 from dino_tower.architectures import build
 from dino_tower.errors import ConfigError
-from dino_tower.positions import use_reference_interpolation
+from dino_tower.positions import rescale_at_random, use_reference_interpolation
+from dino_tower.pretrain import lora
 from dino_tower.pretrain.lean_blocks import make_lean
+from dino_tower.pretrain.lora_settings import TOWER
 from dino_tower.pretrain.objectives.objective import hides, parts_of, student_only
 from dino_tower.pretrain.settings import Config
+from dino_tower.pretrain.starts import weights_of
 from dino_tower.pretrain.state import load_backbone
 from dino_tower.pretrain.student_teacher import Network, make_teacher
 from dino_tower.pretrain.synchronised import synchronise_batch_norm
@@ -28,8 +31,10 @@ def make_networks(
     """
     torch.manual_seed(config.seed)
     backbone = make_backbone(config)
+    adapter = lora.adapt(backbone, config) if config.arch == TOWER else None
     parts = {name: make() for name, make in parts_of(config, backbone, source).items()}
     student = Network(backbone, **parts).to(device)
+    student.adapter = adapter
     if backbone.config.model_type == "resnet":  # views arrive with channels last, and convolutions are faster so
         student.to(memory_format=torch.channels_last)
     if backbone.config.model_type != "resnet":
@@ -47,8 +52,10 @@ def make_networks(
     return student, teacher
 
 
-def make_backbone(config: Config) -> PreTrainedModel:
-    """The backbone that the settings describe, with the weights of `init_from` if given."""
+def make_backbone(config: Config, untrained: bool = False) -> PreTrainedModel:
+    """The backbone that the settings describe, with the weights of `init_from` if given and not `untrained`."""
+    if config.arch == TOWER:
+        return lora.untrained(config) if untrained else lora.open_base(config)
     crops, model = config.crops, config.model
     backbone = build(
         config.arch,
@@ -71,8 +78,10 @@ def make_backbone(config: Config) -> PreTrainedModel:
         )
     if config.model.positions == "reference":
         use_reference_interpolation(backbone)
-    if config.init_from is not None:
-        load_backbone(backbone, config.init_from)
+    if model.rope_rescale is not None:
+        rescale_at_random(backbone, model.rope_rescale)
+    if config.init_from is not None and not untrained:
+        load_backbone(backbone, weights_of(config.init_from))
     return backbone
 
 

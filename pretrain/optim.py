@@ -49,7 +49,8 @@ def groups_of(network: Network, optim: OptimConfig) -> list[dict[str, Any]]:
         own = optim.backbone_lr * (optim.patch_embed_lr if ".patch_embed" in name else 1.0)
         return own * layer_multiplier(name, optim.layer_decay, layers) if layers else own
 
-    return parameter_groups([network], multiplier)
+    groups = parameter_groups([network], multiplier)
+    return [{**group, "betas": (0.9, optim.beta2)} for group in groups] if optim.name == "adamw" else groups
 
 
 def set_rates(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dino_tower.errors import ConfigError
+from dino_tower.pretrain.objectives.settings import weights
 from dino_tower.pretrain.objectives.term import Rates
-from dino_tower.pretrain.schedules import Schedule, cosine, per_step, stepped_warmup
+from dino_tower.pretrain.schedules import Schedule, constant, cosine, per_step, stepped_warmup
 from dino_tower.pretrain.settings import LR_SCALING, Config
 
 
@@ -88,6 +89,8 @@ def make_plan(config: Config, images: int, world: int) -> Plan:
     temperature = stepped_warmup(
         loss.teacher_temp_start, loss.teacher_temp, loss.teacher_temp_warmup, temperature_epochs
     )
+    warmup = to_steps(optim.warmup_epochs)
+    falling = optim.schedule == "cosine"
     return Plan(
         steps=steps,
         steps_per_epoch=steps_per_epoch,
@@ -97,7 +100,7 @@ def make_plan(config: Config, images: int, world: int) -> Plan:
         compression=compression,
         frozen_steps=to_steps(config.head.freeze_epochs),
         backbone_frozen_steps=to_steps(optim.freeze_backbone_epochs),
-        lr=cosine(peak, optim.min_lr, steps, to_steps(optim.warmup_epochs)),
+        lr=cosine(peak, optim.min_lr, steps, warmup) if falling else constant(peak, steps, warmup),
         weight_decay=cosine(optim.weight_decay, optim.weight_decay_end, steps),
         momentum=cosine(config.teacher.momentum, config.teacher.momentum_end, steps),
         teacher_temp=per_step(temperature, steps),
@@ -118,7 +121,7 @@ def _warnings(config: Config, global_batch: int, steps_per_epoch: int, compressi
             f"global batch {global_batch}, the recipe has {config.recipe_batch}; "
             f"{rule.get(config.optim.lr_scaling, 'the learning rate does not follow')} (optim.lr_scaling)"
         )
-    if images < 100_000 and config.head.prototypes > 8192:
+    if images < 100_000 and config.head.prototypes > 8192 and {"dino", "ibot"} & weights(config).keys():
         said.append(f"{images} images for {config.head.prototypes} prototypes: try --head.prototypes 4096 or fewer")
     if global_batch < 256 and config.teacher.momentum < 0.996 and images > 1_000_000:
         said.append("small batches want a slower teacher: try --teacher.momentum 0.9995")

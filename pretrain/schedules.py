@@ -25,6 +25,11 @@ def cosine(base: float, final: float, steps: int, warmup: int = 0) -> Schedule:
     return np.concatenate([np.linspace(0, base, warmup), decay])
 
 
+def constant(base: float, steps: int, warmup: int = 0) -> Schedule:
+    """Linear from 0 to base over `warmup` steps, then base (DINOv3). Raises ValueError as `cosine` does."""
+    return cosine(base, base, steps, warmup)
+
+
 def stepped_warmup(start: float, final: float, warmup: int, epochs: int) -> Schedule:
     """One value an epoch: linear from start to final over `warmup` epochs, then constant (teacher temperature)."""
     warmup = min(warmup, epochs)

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dino_tower.pretrain.crops import CropsConfig
+from dino_tower.pretrain.lora_settings import LoraConfig
+from dino_tower.pretrain.objectives.control_settings import ClipConfig, SimclrConfig, SupervisedConfig
+from dino_tower.pretrain.objectives.masked_settings import IjepaConfig, MaeConfig
 from dino_tower.pretrain.objectives.settings import DistilConfig, GramConfig, IbotConfig, TermsConfig
 from dino_tower.sources import SourceOptions
 
@@ -36,6 +39,9 @@ class ModelConfig:
     """Gated MLPs in the blocks, of two thirds of the hidden width."""
     token_std: float = 0.02
     """Standard deviation of the initial class token and registers; DINOv2 has 1e-6."""
+    rope_rescale: float | None = None
+    """For _rope: the student's patch coordinates are multiplied by a number between 1 / r and r, drawn for each forward
+    pass, so that the tower serves many image sizes; this is r, and DINOv3 has 2."""
     positions: Literal["native", "reference"] = "native"
     """How position tables are resized: as the exported class does, or as DINO's own code did."""
 
@@ -52,6 +58,8 @@ class HeadConfig:
     """Width in front of the prototypes."""
     norm_last_layer: bool = True
     """Keep the prototypes' gain at 1."""
+    weight_norm: bool = True
+    """Prototypes are unit vectors times a gain; false: they are as they are, as DINOv3 has them."""
     batch_norm: bool = False
     """Batch norm in the hidden layers; helps small data leave the uniform teacher."""
     freeze_epochs: float = 1.0
@@ -80,12 +88,16 @@ class OptimConfig:
     """Optimiser and its schedules."""
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
+    beta2: float = 0.999
+    """AdamW's memory of squared gradients; MAE has 0.95."""
     base_lr: float = 5e-4
     """Learning rate before `lr_scaling`; the resulting peak is printed at the start."""
     lr_scaling: Literal["linear_256", "sqrt_1024", "none"] = "linear_256"
     """Peak lr: base_lr x global batch / 256, base_lr x sqrt(global batch / 1024), or base_lr itself."""
     min_lr: float = 1e-6
     """Learning rate at the end; not scaled."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After its warm-up the learning rate falls to min_lr, or stays, as DINOv3 has it."""
     warmup_epochs: float = 10.0
     weight_decay: float = 0.04
     weight_decay_end: float = 0.4
@@ -183,11 +195,18 @@ class Config:
     preset: str = "dino_vits16"
     """Recipe to start from: a name, or a YAML file."""
     arch: str = "vits16"
-    """Backbone: vit{t,s,b,l}{8,14,16} with _reg4, _rope, _siglip or _clip, resnet8, resnet18, resnet50."""
+    """Backbone: vit{t,s,b,l}{8,14,16} with _reg4, _rope, _rope_reg4, _siglip or _clip, resnet8, resnet18, resnet50;
+    or tower: what --init-from is, for an adapter inside it (--lora.method)."""
     objective: str = "dino"
-    """What is learned: dino, ibot, dinov2 or distil, each a sum of terms whose weights --terms.* can change."""
+    """What is learned: dino, ibot, dinov2, distil, distil_head, mae, ijepa, clip, simclr or supervised; each a sum of
+    terms, whose weights --terms.* can change."""
+    stage: Literal["main", "hires"] = "main"
+    """hires: go on at a higher resolution from --init-from; on the command line it changes the settings of that run, or
+    of the preset, accordingly: 518 pixels where there were 224, 10,000 steps, a tenth of the learning rate."""
     init_from: str | None = None
-    """Start from the weights of a directory or Hub checkpoint of the same class."""
+    """Start from the weights of a run (RUN, RUN@teacher), a directory or a Hub checkpoint of the same class."""
+    init_heads: bool = True
+    """Take over a run's heads and state, too, as far as the new run has the same."""
     epochs: int = 100
     """Passes over the data."""
     steps: int | None = None
@@ -213,10 +232,16 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     terms: TermsConfig = field(default_factory=TermsConfig)
     ibot: IbotConfig = field(default_factory=IbotConfig)
     distil: DistilConfig = field(default_factory=DistilConfig)
     gram: GramConfig = field(default_factory=GramConfig)
+    mae: MaeConfig = field(default_factory=MaeConfig)
+    ijepa: IjepaConfig = field(default_factory=IjepaConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    simclr: SimclrConfig = field(default_factory=SimclrConfig)
+    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)

@@ -8,8 +8,10 @@ its result is exp(M_bk + u_b + v_k) for scaling vectors u and v that make column
 
     v_k = -logsumexp_b (M_bk + u_b),   u_b = -logsumexp_k (M_bk + v_k)
 
-Only the first round needs logarithms. After it P = softmax_k(M + v) has rows that sum to 1 and in every column an entry
-of at least 1 / (B K), so that the other rounds are products of P with vectors, with nothing to overflow or to vanish.
+Only the first round needs logarithms. With E_bk = exp(M_bk - max_b M_bk), at most 1 and 1 somewhere in each column,
+exp(v_k) is 1 / sum_b E_bk but for the maximum, and all other rounds are products of E with vectors. Where a row lies so
+far below the others in every column that it vanishes from E, E is formed again with the largest entry of each row taken
+off M + v: rows then have a 1 and each column an entry of at least 1 / (B K), so that nothing overflows or vanishes.
 Constant factors cancel; the mean of the columns' sums stands for the published B / K, so that nobody need know how many
 rows others have.
 """
@@ -21,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 CACHED = 2**17  # numbers of a block that stays in a core's cache
+SMALLEST = 1e-20  # share of a row in E below which its entries would lose digits to underflow
 
 
 @torch.no_grad()
@@ -32,27 +35,47 @@ def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
     """
     if iterations < 1:
         raise ValueError(f"{iterations} Sinkhorn iterations: at least 1 is needed, 3 are published")
+    kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
     with torch.autocast(logits.device.type, enabled=False):
-        m = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
-        m.sub_(_logsumexp_of_columns(m))
-        p = m.sub_(m.amax(1, keepdim=True)).exp_()  # P but for the scale of its rows, in the place of M
-        row, column = 1 / p.sum(1), p.new_ones(p.shape[1])
+        e, own, sums = _exponentials(logits, temperature, kind)
+        top = own.clone()
+        if _distributed():
+            dist.all_reduce(top, dist.ReduceOp.MAX)
+        factor = (own - top).exp()
+        sums = _sum_over_processes(sums * factor)
+        column = factor / sums
+        rows = e @ column
+        if len(e) and rows.min() < SMALLEST:
+            e = logits.to(kind) / temperature - (top + sums.log())
+            e.sub_(e.amax(1, keepdim=True)).exp_()
+            column, rows = torch.ones_like(column), e.sum(1)
+        row = 1 / rows
         for _ in range(iterations - 1):
-            column = _sum_over_processes(p.T @ row)
-            column = column.mean() / column
-            row = 1 / (p @ column)
-        return p.mul_(column).mul_(row[:, None])
+            used = _sum_over_processes(column * (e.T @ row))
+            column = column * (used.mean() / used)
+            row = 1 / (e @ column)
+        for part, scale in zip(e.split(_size(e), dim=1), column.split(_size(e)), strict=True):
+            part.mul_(scale).mul_(row[:, None])
+        return e
 
 
-def _logsumexp_of_columns(m: Tensor) -> Tensor:
-    """[K], over the rows of all processes; -inf from a process without rows."""
-    size = m.shape[1] if m.is_cuda else max(1, CACHED // max(1, len(m)))
-    own = torch.cat([part.logsumexp(0) for part in m.split(size, dim=1)])
-    if not _distributed():
-        return own
-    top = own.clone()
-    dist.all_reduce(top, dist.ReduceOp.MAX)
-    return top + _sum_over_processes((own - top).exp()).log()
+def _exponentials(logits: Tensor, temperature: float, kind: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """E = exp(M - max_b M) [b, K], the maxima [K] (-inf from a process without rows) and E's column sums [K]."""
+    e = torch.empty(logits.shape, dtype=kind, device=logits.device)
+    top, sums = e.new_full(e.shape[1:], -torch.inf), e.new_zeros(e.shape[1:])
+    size = _size(e)
+    for start in range(0, e.shape[1] if len(e) else 0, size):
+        here = slice(start, start + size)
+        part, source = e[:, here], logits[:, here]
+        torch.div(source if source.dtype == kind else source.to(kind), temperature, out=part)
+        torch.amax(part, 0, out=top[here])
+        torch.sum(part.sub_(top[here]).exp_(), 0, out=sums[here])
+    return e, top, sums
+
+
+def _size(e: Tensor) -> int:
+    """Columns that are worked on at a time."""
+    return e.shape[1] if e.is_cuda else max(1, CACHED // max(1, len(e)))
 
 
 def _sum_over_processes(x: Tensor) -> Tensor:

@@ -7,22 +7,31 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dino_tower.positions import rescale_at_random
 from dino_tower.pretrain.heads import Prototypes
 from dino_tower.pretrain.lean_blocks import class_tokens
 from dino_tower.pretrain.objectives.objective import Losses, Objective
 from dino_tower.pretrain.objectives.term import Inputs, Rates, Seen
 from dino_tower.tokens import tokens
 
+if TYPE_CHECKING:
+    from dino_tower.pretrain.lora import Adapter
+
 
 class Network(nn.Module):
-    """A backbone with the parts that the terms of an objective put beside it: heads, decoders, predictors, by name."""
+    """A backbone with the parts that the terms of an objective put beside it: heads, decoders, predictors, by name.
+
+    adapter: inside the backbone, where only that is trained of it.
+    """
+
+    adapter: Adapter | None = None
 
     def __init__(self, backbone: PreTrainedModel, **parts: nn.Module) -> None:
         super().__init__()
@@ -88,16 +97,20 @@ class Student(nn.Module):
 
 
 def make_teacher(network: Network, without: Collection[str] = ()) -> Network:
-    """A frozen copy, without some parts, that drops no paths.
+    """A frozen copy, without some parts, that drops no paths and moves no positions. What is not trained is not copied:
+    one serves both.
 
     It stays in train mode, as in the reference, for heads with batch norm.
     """
-    teacher = copy.deepcopy(network).requires_grad_(False)
+    shared = {id(p): p for p in network.parameters() if not p.requires_grad}
+    teacher = copy.deepcopy(network, shared).requires_grad_(False)
     for name in without:
         delattr(teacher, name)
     dropping: list[Any] = [m for m in teacher.modules() if hasattr(m, "drop_prob")]
     for module in dropping:
         module.drop_prob = 0.0
+    if hasattr(teacher.backbone, "rope_embeddings"):
+        rescale_at_random(teacher.backbone, None)
     return teacher
 
 
@@ -125,6 +138,6 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
 
     Batch statistics are each one's own.
     """
-    moved = dict(student.named_parameters())
-    mine = dict(teacher.named_parameters())
-    torch._foreach_lerp_(list(mine.values()), [moved[name] for name in mine], 1 - momentum)
+    theirs = dict(student.named_parameters())
+    mine = {name: p for name, p in teacher.named_parameters() if p is not theirs[name]}
+    torch._foreach_lerp_(list(mine.values()), [theirs[name] for name in mine], 1 - momentum)

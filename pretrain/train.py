@@ -8,8 +8,6 @@ of the terms' old state -> backward -> clip -> hold what is frozen -> optimiser 
 
 from __future__ import annotations
 
-import logging
-import os
 import shlex
 from collections.abc import Generator, Sequence
 from contextlib import nullcontext
@@ -17,10 +15,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import transformers
-from accelerate import Accelerator
 
-from dino_tower.agreement import Agreement, join_after_restart, lost_process
+from dino_tower.agreement import Agreement
 from dino_tower.alarms import Alarms
 from dino_tower.checkpoint import BackgroundWriter, checkpoints, read_json
 from dino_tower.config import print_help, to_yaml
@@ -36,16 +32,16 @@ from dino_tower.pretrain.optim import CLIP, OPTIMISERS, groups_of, set_rates
 from dino_tower.pretrain.pixels import Normalise, mean_and_std, to_device
 from dino_tower.pretrain.plan import make_plan, step_seed
 from dino_tower.pretrain.settings import Config
-from dino_tower.pretrain.state import Position, Trained, changed_data, restore, snapshot
+from dino_tower.pretrain.starts import take_over
+from dino_tower.pretrain.state import Position, Trained, restore, snapshot
 from dino_tower.pretrain.student_teacher import BatchStatistics, Student, update_teacher
 from dino_tower.progress import Progress
-from dino_tower.run.directory import CANNOT_WRITE, RunDirectory, cannot_write, refuse_or_resume
-from dino_tower.signals import Stopped, StopSignals
+from dino_tower.run.directory import RunDirectory, refuse_or_resume
+from dino_tower.run.entry import guarded, quiet_libraries, say, start_accelerator
+from dino_tower.run.state import changed_data
+from dino_tower.signals import STOPPED, StopSignals
 from dino_tower.sources import open_sources, probe
 from dino_tower.tokens import patch_size
-from dino_tower.trackers import tracker_names
-
-STOPPED = 3  # exit code of a run that was asked to stop and can be continued
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,27 +52,7 @@ def main(argv: Sequence[str]) -> int:
     if config.print_config:
         print(to_yaml(config), end="")
         return 0
-    with StopSignals() as signals:
-        try:
-            return train(config, signals, argv)
-        except Stopped:
-            say(f"stopped by {signals.received} before a step was done; go on with --resume auto")
-            return STOPPED
-        except RuntimeError as error:
-            if (fate := lost_process(error)) is None:
-                raise
-            raise fate from error
-        except OSError as error:
-            place = Path(error.filename or config.output)
-            if error.errno not in CANNOT_WRITE or not place.is_relative_to(config.output):
-                raise
-            raise cannot_write(place, error) from error
-
-
-def say(line: str) -> None:
-    """Print a line from the first process, before accelerate knows which one that is."""
-    if os.environ.get("RANK", "0") == "0":
-        print(line, flush=True)
+    return guarded(lambda signals: train(config, signals, argv), config.output)
 
 
 def train(config: Config, signals: StopSignals, words: Sequence[str] = ()) -> int:
@@ -88,20 +64,8 @@ def train(config: Config, signals: StopSignals, words: Sequence[str] = ()) -> in
     if (done := run.finished()) is not None:
         say(f"{config.output}: this run is finished ({done} steps); nothing to do")
         return 0
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
-    # Not left to accelerate: on a machine without a GPU each process of torchrun would take itself for the only one.
-    cpu = config.compute.cpu or not torch.accelerator.is_available()
-    if config.compute.precision == "fp16" and cpu:
-        raise ConfigError("compute.precision fp16 needs a GPU; on a CPU take bf16 or no")
-    join_after_restart(cpu)
-    accelerator = Accelerator(
-        mixed_precision=config.compute.precision,
-        cpu=cpu,
-        log_with=tracker_names(config.monitor.tracker) or None,
-        project_dir=config.output,
-    )
+    quiet_libraries()
+    accelerator = start_accelerator(config.compute, config.monitor.tracker, config.output)
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     main_process, agreement = accelerator.is_main_process, Agreement(device)
 
@@ -123,13 +87,14 @@ def train(config: Config, signals: StopSignals, words: Sequence[str] = ()) -> in
     # --- where the run stands, and what it says before it starts
     newest = run.newest() if continued else None
     position = restore(trained, newest, config, plan.global_batch) if newest else Position()
+    start = "" if newest else take_over(trained, config)
     estimate = try_step(accelerator, student, trained, config, plan.global_batch, extras)
     agreement.together((lambda: run.open(config)) if main_process else None)
     if main_process:
         print(announcement(config, plan, source, trained, estimate, world, str(device)))
         if newest and (note := changed_data(newest, plan.images)):
             print(note)
-        print(f"continuing   {newest}" if newest else "starting     from step 0", flush=True)
+        print(f"continuing   {newest}" if newest else f"starting     from step 0{start}", flush=True)
         run.log("start", position.step, command=shlex.join(words), **facts(config, plan, world))
     accelerator.init_trackers("tracker")
     watching = main_process and config.monitor.minutes > 0

@@ -34,6 +34,7 @@ from dino_tower import cli
 from dino_tower.adapters.settings import Config as AdaptConfig
 from dino_tower.adapters.text.settings import Config as TextConfig
 from dino_tower.adapters.vlm_settings import Config as VlmConfig
+from dino_tower.compare.settings import parser as parser_of_compare
 from dino_tower.config import field_types, from_tree
 from dino_tower.eval.command import parser_of_eval
 from dino_tower.pretrain.config import preset_names
@@ -43,14 +44,16 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 FENCE = re.compile(r"(?:^<!-- test: (?P<test>[^\n]*) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 SHORT = shlex.split("--steps 2 --batch-size 4 --workers 0 --head.prototypes 64 --monitor.knn-images 40")
+SHORTENED = ("pretrain", "demo", "eval", "compare-objectives")
 RUN, SHOWN = ("bash", "python", "yaml"), ("text",)
 NEVER_RUN = ("pip install", "git clone")
-OURS = re.compile(r"(?:^|\s)(?:dino-tower (?P<command>\w+)|-m dino_tower\.(?P<module>\w+))(?P<words>.*)")
+OURS = re.compile(r"(?:^|\s)(?:dino-tower (?P<command>[\w-]+)|-m dino_tower\.(?P<module>\w+))(?P<words>.*)")
 LAUNCHER = re.compile(r"\b(?P<name>accelerate launch|torchrun) (?P<options>.*?)-m dino_tower")
 QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 OTHER_FLAGS = {  # that docs speak of and that are not settings of a run
     "--help", "--weights", "--output", "--scenes", "--steps", "--max-restarts", "--num_processes", "--machine_rank",
     "--main_process_ip", "--section.key", "--format", "--heads", "--license", "--note", "--private", "--push-to-hub",
+    "--pretrain.KEY", "--for.OBJECTIVE.KEY", "--eval.FLAG",
 }  # fmt: skip
 
 
@@ -110,7 +113,7 @@ def commands(text: str) -> list[str]:
 def shorten(command: str, adds: list[str]) -> str:
     """`command` with more flags, if it is one of ours that trains; a flag it has already takes the new value."""
     ours = OURS.search(command)
-    if ours is None or not adds or (ours["command"] or ours["module"]) not in ("pretrain", "demo", "eval"):
+    if ours is None or not adds or (ours["command"] or ours["module"]) not in SHORTENED:
         return command
     for flag, value in zip(adds[::2], adds[1::2], strict=True):
         command, times = re.subn(rf"(?<=\s){re.escape(flag)} \S+", f"{flag} {value}", command)
@@ -253,7 +256,8 @@ def test_every_flag_and_link_exists(page: Path) -> None:
 
     flags = {flag for code in re.findall(r"`([^`]+)`", text) for flag in re.findall(r"--[a-z][\w.-]*\w", code)}
     ours = keys(Config) | keys(AdaptConfig) | keys(VlmConfig) | keys(TextConfig)
-    assert {one.replace("_", "-") for one in flags - OTHER_FLAGS - parser_of_eval()._option_string_actions.keys()} - {
+    theirs = {flag for parser in (parser_of_eval(), parser_of_compare()) for flag in parser._option_string_actions}
+    assert {one.replace("_", "-") for one in flags - OTHER_FLAGS - theirs} - {
         key.replace("_", "-") for key in ours
     } == set()
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
@@ -264,7 +268,7 @@ def test_the_page_on_pretraining_names_every_preset_and_no_other() -> None:
     table = re.findall(
         r"^\| `(\w+)` \|[^\n]*\|[^\n]*\|[^\n]*\|$", (ROOT / "docs" / "pretrain.md").read_text("utf-8"), re.M
     )
-    kinds = ("dino", "ibot", "dinov2", "demo", "builtin")
+    kinds = ("dino", "ibot", "dinov2", "dinov3", "mae", "ijepa", "clip", "simclr", "supervised", "demo", "builtin")
     assert {name for name in table if name.split("_")[0] in kinds} == set(preset_names())
 
 

@@ -14,7 +14,10 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("pretrain", "adapters", "eval")
 PACKAGES = ("dino_tower", *ROOMS)
 # The front door joins rooms, but only inside functions: `dino-tower --help` must not wait for torch.
-DOORS = ("dino_tower/cli.py", "dino_tower/__main__.py", "dino_tower/demo.py")
+DOORS = (
+    "dino_tower/cli.py", "dino_tower/__main__.py", "dino_tower/demo.py", "dino_tower/adapt_ssl.py",
+    "dino_tower/compare/pretraining.py", "dino_tower/compare/benchmarking.py",
+)  # fmt: skip
 # What answers before torch has loaded may import the standard library and itself, no more.
 LIGHT = ("dino_tower/__init__.py", "dino_tower/cli.py", "dino_tower/__main__.py", "dino_tower/errors.py")
 LIGHT_MAY = {"__future__", "argparse", "collections", "difflib", "importlib", "os", "pathlib", "sys", "typing"}

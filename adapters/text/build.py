@@ -11,16 +11,13 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from dino_tower.adapters.text.encoders import TextEncoder
-from dino_tower.adapters.text.losses import contrast
 from dino_tower.adapters.text.settings import Config
+from dino_tower.contrast import MAX_SCALE, START, contrast
 from dino_tower.errors import ConfigError
 from dino_tower.families import family_of
 from dino_tower.text_tower import TextTower, text_tower_from
 from dino_tower.tokens import Tokens
 from dino_tower.tower import Tower, load_tower
-
-MAX_SCALE = math.log(100)  # CLIP's bound on the temperature
-START = {"clip": (math.log(1 / 0.07), None), "siglip": (math.log(10), -10.0)}  # scale and bias, as published
 
 
 def frozen_tower(config: Config) -> Tower:

@@ -6,7 +6,7 @@ P pictures, G of them in a step over all processes, k texts of each, h x w the p
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -83,19 +83,32 @@ def _rng(seed: int, use: int, number: int) -> np.random.Generator:
 
 
 def read_corpus(
-    source: Source, tower: Tower, cache_gib: float, workers: int = 0, say: Callable[[str], None] = print
+    source: Source,
+    tower: Tower,
+    cache_gib: float,
+    workers: int = 0,
+    say: Callable[[str], None] = print,
+    most: int | None = None,
+    seed: int = 0,
+    captions: bool = False,
 ) -> Corpus:
     """Read every picture and its texts once; keep the tower's tokens if they take at most `cache_gib`.
 
-    Unreadable pictures and those without a text are left out. Raises ConfigError where none is left, and where the
-    tower's processor gives pictures of unlike sizes.
+    most: as many as the run will show; of a larger source about so many, drawn by `seed`, are read (a stream to its
+    end). captions: no text of a picture but its caption. Unreadable pictures and those without a text are left out.
+    Raises ConfigError where none is left, and where the tower's processor gives pictures of unlike sizes.
     """
     corpus = Corpus(source, np.zeros(0, np.int64), [])
     kept: list[int] = []
     store: Tokens | None = None  # room for all of them, made when the first are seen
     fits = True
-    keys = [np.arange(start, min(start + READ_AT_ONCE, len(source))) for start in range(0, len(source), READ_AT_ONCE)]
-    for batch in load_batches(_Read(source), keys, workers=workers):
+    enough, order = len(source), np.arange(len(source))
+    if most is not None and most < len(source) and source.stretches is None:
+        enough, order = most, _permutation(seed, 0, len(source))
+    room = min(len(source), enough + READ_AT_ONCE)  # the last reading may bring more than enough
+    keys = (order[start : start + READ_AT_ONCE] for start in range(0, len(order), READ_AT_ONCE))
+    batches = load_batches(_Read(source, captions), keys, workers=workers)
+    while len(kept) < enough and (batch := next(batches, None)) is not None:
         images, first = [], len(kept)
         for index, image, texts, reason in batch:
             if image is None:
@@ -109,11 +122,12 @@ def read_corpus(
         if images and fits:
             found = tokens_of(tower, images)
             if store is None:
-                fits = _gib(found, len(source)) <= cache_gib
-                say(_where(found, len(source), fits))
-                store = _room(found, len(source)) if fits else found
+                fits = _gib(found, room) <= cache_gib
+                say(_where(found, room, fits))
+                store = _room(found, room) if fits else found
             if fits:
                 _fill(store, found, first)
+    batches.close()
     if not corpus.texts:
         raise ConfigError(_nothing(corpus))
     corpus.indices = np.array(kept, np.int64)
@@ -150,13 +164,15 @@ class _Read:
     """(index, picture or None, texts, why there is no picture) of some samples."""
 
     source: Source
+    captions: bool = False  # no other texts
 
     def __call__(self, indices: np.ndarray) -> list[tuple[int, Image.Image | None, tuple[str, ...], str]]:
         read: list[tuple[int, Image.Image | None, tuple[str, ...], str]] = []
         for index in indices.tolist():
             try:
                 sample = self.source[index]
-                read.append((index, sample.image(), sample.texts, ""))
+                texts = replace(sample, more=None).texts if self.captions else sample.texts
+                read.append((index, sample.image(), texts, ""))
             except UnreadableImage as error:
                 read.append((index, None, (), error.reason))
         return read

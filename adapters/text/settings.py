@@ -46,7 +46,9 @@ class LossConfig:
     name: Literal["clip", "siglip"] = "clip"
     """A softmax over the batch, or one sigmoid for each pair."""
     texts: int = 1
-    """Texts of a picture in each step, drawn from all it has."""
+    """Texts of a picture in each step."""
+    draw: Literal["all", "caption"] = "all"
+    """Drawn from all that a picture has, or its caption alone: scenes have thirty phrases beside one caption."""
 
 
 @dataclass(frozen=True)

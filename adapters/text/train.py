@@ -61,7 +61,8 @@ def align(config: Config, signals: StopSignals, source: Source | None = None) ->
     say(f"data         {source.describe()}")
     batch = config.batch_size
     most = None if config.steps is None else config.steps * batch * world
-    corpus = read_corpus(source, tower, config.cache_gib, config.workers, say, most, config.seed)
+    captions = config.loss.draw == "caption"
+    corpus = read_corpus(source, tower, config.cache_gib, config.workers, say, most, config.seed, captions)
     if len(corpus) < batch * world:
         raise ConfigError(f"{len(corpus)} pictures are fewer than one batch of {batch * world}: lower --batch-size")
     steps = config.steps if config.steps is not None else config.epochs * (len(corpus) // (batch * world))

@@ -19,7 +19,10 @@ def export(argv: list[str]) -> None:
     parser.add_argument("out", metavar="OUT", help="the directory to write")
     parser.add_argument("--weights", choices=NETWORKS, default="student")
     parser.add_argument(
-        "--format", default="native", metavar="FORMAT", help="native (default), vit, timm, dino, dinov2, onnx or heads"
+        "--format",
+        default="native",
+        metavar="FORMAT",
+        help="native (default), vit, timm, dino, dinov2, onnx, heads, text",
     )
     parser.add_argument("--license", metavar="ID", help="for the model card: apache-2.0, cc-by-4.0, other, ...")
     parser.add_argument("--note", metavar="FILE", help="Markdown that the model card is to contain")

@@ -1,6 +1,6 @@
 """The layouts that a tower is written in: each writes a directory, and opens what it wrote as strangers would.
 
-native, vit, timm, dino and dinov2 are here; onnx and heads have files of their own.
+native, vit, timm, dino and dinov2 are here; onnx, heads and text have files of their own.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dino_tower.errors import ConfigError, unknown
 from dino_tower.export.heads import open_heads, write_heads
 from dino_tower.export.onnx_graph import open_onnx, write_onnx
 from dino_tower.export.same_features import Forward, forward_of
+from dino_tower.export.with_text import open_text, write_text
 from dino_tower.tower import Tower, load_tower
 
 DINOV2 = ("dinov2", "dinov2_with_registers")
@@ -214,6 +215,7 @@ FORMATS: dict[str, Format] = {
     "dinov2": Format(write_dinov2, open_original, holds=DINOV2, resized=_without_registers(BY_SCALE)),
     "onnx": Format(write_onnx, open_onnx, tolerance=1e-4),
     "heads": Format(write_heads, open_heads, tolerance=0.0),
+    "text": Format(write_text, open_text, tolerance=0.0),
 }
 CONVERSIONS = ("native", "vit", "timm", "dino", "dinov2")
 

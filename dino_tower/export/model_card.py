@@ -22,13 +22,16 @@ ROWS = 10  # of the table of curves
 RECIPE = ("crops", "model", "head", "loss", "optim", "teacher", "compute")
 NOT_FLAGS = ("resume", "print_config", "recipe_batch", "recipe_epochs")  # of config.yaml: not what the run learns
 # sections that say something only where their term is in the objective
-RECIPE_OF = {"ibot": ("terms", "ibot"), "dinov2": ("terms", "ibot"), "distil": ("terms", "distil")}
+RECIPE_OF = {"ibot": ("terms", "ibot"), "dinov2": ("terms", "ibot"), "distil": ("terms", "distil"),
+             **{name: ("terms", name) for name in ("clip", "simclr", "supervised")}}  # fmt: skip
 OBJECTIVES = {
     "dino": "DINO self-distillation",
     "ibot": "iBOT: self-distillation of class token and masked patches",
     "dinov2": "DINOv2: self-distillation of class token and masked patches, features kept apart",
     "distil": "distillation of frozen towers",
+    "simclr": "SimCLR: two views of a picture against those of others",
 }  # those that learn without labels
+TOLD = {"clip": "captions", "supervised": "labels"}  # the others, and what they are told
 LIBRARIES = {"timm": "timm", "onnx": "onnx", "dino": "pytorch", "dinov2": "pytorch"}
 
 
@@ -60,6 +63,14 @@ def training_of(run: Path) -> RunLog:
     return read_run(run)
 
 
+def manner_of(training: RunLog) -> str:
+    """How a tower was pretrained, after that word."""
+    objective = training.settings.get("objective", "dino")
+    if objective in TOLD:
+        return f"on pictures with {TOLD[objective]}"
+    return "without labels by DINO self-distillation" if objective == "dino" else "without labels"
+
+
 def model_card(tower: Tower, facts: Facts) -> str:
     """Markdown with the front matter that the Hub reads."""
     sections = [
@@ -85,14 +96,15 @@ def _front_matter(facts: Facts) -> ModelCardData:
     sources = [str(source) for source in settings.get("data") or []]
     hub = [s.removeprefix("hf:").split(":")[0] for s in sources if s.startswith("hf:") and s.count("/") == 1]
     start = settings.get("init_from")
+    told = settings.get("objective") in TOLD
     published = isinstance(start, str) and start.count("/") == 1 and not start.startswith((".", "/", "~"))
     return ModelCardData(
         license=facts.license,
         library_name=LIBRARIES.get(facts.layout, "transformers"),
-        pipeline_tag="image-feature-extraction",
+        pipeline_tag="zero-shot-image-classification" if facts.layout == "text" else "image-feature-extraction",
         base_model=start if published else None,
         datasets=hub or None,
-        tags=["dino", "dino-tower", "vision-tower", *(["self-supervised"] if facts.training else [])],
+        tags=["dino", "dino-tower", "vision-tower", *(["self-supervised"] if settings and not told else [])],
     )
 
 
@@ -125,7 +137,7 @@ def _training(log: RunLog) -> list[str]:
     batch = start.get("global_batch", settings.get("batch_size"))
     hours = log.seconds / 3600
     objective = settings.get("objective", "dino")
-    labels = ", no labels used" if objective in OBJECTIVES else ""
+    labels = ", no labels used" if objective in OBJECTIVES else f", with {TOLD[objective]}" if objective in TOLD else ""
     world = start.get("world", 1)
     facts = (
         f"| | |\n|---|---|\n| data | {data}{images}{labels} |\n| objective | {OBJECTIVES.get(objective, objective)} |\n"
@@ -134,8 +146,9 @@ def _training(log: RunLog) -> list[str]:
         f"| length | {length}, global batch {batch}, {hours:.2f} h on {world} process{'es' if world != 1 else ''} |\n"
         f"| seed | {settings.get('seed')} |\n| software | dino-tower {start.get('version', __version__)} |"
     )
+    adapter = ("lora",) if (settings.get("lora") or {}).get("method", "none") != "none" else ()
     recipe = yaml.safe_dump(
-        {k: settings[k] for k in (*RECIPE, *RECIPE_OF.get(objective, ())) if k in settings}, sort_keys=False
+        {k: settings[k] for k in (*RECIPE, *adapter, *RECIPE_OF.get(objective, ())) if k in settings}, sort_keys=False
     ).rstrip()
     skipped = f"{len(log.skipped)} pictures could not be read and were replaced." if log.skipped else ""
     return [
@@ -146,7 +159,7 @@ def _training(log: RunLog) -> list[str]:
         f"<details><summary>Recipe</summary>\n\n```yaml\n{recipe}\n```\n\n</details>",
         "### Curves",
         curves(log),
-        _knn(log),
+        _knn(log, trained_on=TOLD.get(objective) == "labels"),
     ]
 
 
@@ -205,17 +218,18 @@ def _accuracy(key: str) -> Any:
     return read
 
 
-def _knn(log: RunLog) -> str:
+def _knn(log: RunLog, trained_on: bool = False) -> str:
     looked = [row for row in log.monitor if isinstance(row.get("knn"), dict) and row["knn"]]
     if not looked:
         return "k-NN was not measured in this run: its data has no labels, or the monitor was off."
     row = looked[-1]
+    known = "" if trained_on else "not "
     both = ", ".join(
         f"k = {k}: {value:.1%}"
         + (f" (untrained {row['random_knn'][k]:.1%})" if k in (row.get("random_knn") or {}) else "")
         for k, value in row["knn"].items()
     )
-    return f"k-NN of the teacher at step {row['step']}, on the run's own labels, which were not trained on: {both}."
+    return f"k-NN of the teacher at step {row['step']}, on the run's own labels, which were {known}trained on: {both}."
 
 
 def _checked(facts: Facts) -> str:
@@ -237,9 +251,13 @@ def _limits(tower: Tower, facts: Facts) -> str:
     kind, lines = tower.model.config.model_type, []
     if facts.training is not None:
         lines.append("It was trained on the data named above and on nothing else: it knows what those pictures show.")
-    lines.append("It has no text encoder: it does not know words.")
+    if facts.layout == "text":
+        lines.append("Its text tower knows the words of those captions, and spells all others in bytes.")
+    else:
+        lines.append("It has no text encoder: it does not know words.")
     if kind != "resnet":
         lines.append(f"Pictures must be a multiple of {tower.patch} px: transformers silently drops what is beyond.")
+    if kind not in ("resnet", "dino_tower_fused"):
         lines.append('Attention maps need `attn_implementation="eager"`.')
     if kind == "siglip_vision_model":
         lines.append("It has no class token: the vector of a picture is the mean of its tokens.")

@@ -119,6 +119,20 @@ outputs = dict(zip((o.name for o in session.get_outputs()), session.run(None, {"
 print({name: value.shape for name, value in outputs.items()})
 """
 
+ZERO_SHOT = """
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+image = Image.open("bird.jpg")
+processor = AutoProcessor.from_pretrained("NAME")
+model = AutoModel.from_pretrained("NAME").eval()
+texts = ["a photo of a bird", "a photo of a car"]
+asked = processor(text=texts, images=image, padding=True, truncation=True, return_tensors="pt")
+with torch.no_grad():
+    print(model(**asked).logits_per_image.softmax(-1).shape)  # [1, texts]
+"""
+
 HEADS = """
 from safetensors.torch import load_file
 
@@ -134,12 +148,17 @@ BACKBONES = {
     "dinov3_vit": "DINOv3ViTBackbone",
     "resnet": "ResNetBackbone",
 }
+FUSED = "dino_tower_fused"
 FLAGGED = ("siglip_vision_model", "clip_vision_model", "vit")
 
 
 def native_snippets(config: Any, patch: int, name: str) -> list[Snippet]:
     """The snippets for a transformers directory. config: the model's; patch: pixels of one."""
     kind = str(config.model_type)
+    if kind == FUSED:
+        fill = {"NAME": name, "SHAPE": "[1, (class token +) patches, D]", "FLAG": ""}
+        code = f"import dino_tower.fused  # makes AutoModel know the class\n{_filled(AUTO_MODEL, fill)}"
+        return [Snippet("transformers", "The class comes with dino-tower.", code), _tower_snippet(name, patch)]
     if kind == "resnet":
         shape, rows = "[1, D, h, w]", "D"
     else:
@@ -193,6 +212,9 @@ def layout_snippets(layout: str, tower: Any, name: str, file: str = "") -> list[
     if layout == "onnx":
         return [Snippet("onnxruntime", "Batch, height and width are free unless the file's name states a size.",
                         _filled(ONNX, fill))]  # fmt: skip
+    if layout == "text":
+        return [Snippet("Zero-shot classification", "It knows the words of the captions that it was trained with.",
+                        _filled(ZERO_SHOT, fill)), _tower_snippet(name, patch)]  # fmt: skip
     if layout == "heads":
         note = f"`dino-tower pretrain --init-from {name}` starts from the tower; its teacher and heads lie beside it."
         opened = _tower_snippet(name, patch, 'image = Image.open("bird.jpg")\n')

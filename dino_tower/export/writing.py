@@ -17,7 +17,7 @@ from dino_tower.checkpoint import DIGESTS, check_digests, checkpoints, reason, w
 from dino_tower.errors import ConfigError, unknown
 from dino_tower.export.formats import FORMATS, find_format
 from dino_tower.export.hub import check_repository, push
-from dino_tower.export.model_card import Facts, check_license, model_card, training_of
+from dino_tower.export.model_card import Facts, check_license, manner_of, model_card, training_of
 from dino_tower.export.onnx_graph import onnx_file
 from dino_tower.export.same_features import Forward, Gap, compare, forward_of, native_size, refuse_if_different
 from dino_tower.export.snippets import Snippet, layout_snippets, native_snippets
@@ -68,7 +68,7 @@ def export_tower(
         name = push_to_hub or out.name
         snippets = snippets_for(tower, format, name, folder)
         origin = (
-            f"A vision tower pretrained without labels by DINO self-distillation with "
+            f"A vision tower pretrained {manner_of(training)} with "
             f"[dino-tower](https://pypi.org/project/dino-tower): the {weights} of the run."
         )
         return model_card(

@@ -9,7 +9,7 @@
   const layers = [...document.querySelectorAll("[name=layer]")];
   for (const input of layers) input.addEventListener("change", () => show(input.value));
   show((layers.find(input => input.checked) || { value: "last" }).value);
-  document.getElementById("all").addEventListener("change", event =>
+  document.getElementById("all")?.addEventListener("change", event =>
     document.body.classList.toggle("all", event.target.checked));
 
   for (const box of document.querySelectorAll("[data-explorer]")) explorer(box, data.explorers[box.dataset.explorer]);

@@ -34,12 +34,28 @@ HEALTH = {
                            "there is nothing left to predict.", smooth=True, from_zero=True),
     "pixels_explained": Drawn("Pixels explained", "Share of the hidden pixels' variance that the decoder paints; 0 is "
                               "one flat colour.", smooth=True),
+    "clip_accuracy": Drawn("Captions found", "Share of the pictures whose own caption is the nearest of a batch's.",
+                           smooth=True, from_zero=True),
+    "clip_spread": Drawn("Spread of the pictures", "How unlike their embeddings are, 0 to 1; at 0 all are the same.",
+                         smooth=True, from_zero=True),
+    "clip_scale": Drawn("Scale of the cosines", "The learned temperature turned over; CLIP's goes up to 100."),
+    "simclr_accuracy": Drawn("Other views found", "Share of the views whose nearest is the other one of their picture.",
+                             smooth=True, from_zero=True),
+    "simclr_spread": Drawn("Spread of the views", "How unlike their embeddings are, 0 to 1; at 0 all are the same.",
+                           smooth=True, from_zero=True),
+    "supervised_accuracy": Drawn("Labels told", "Of the pictures that are trained on.", smooth=True, from_zero=True),
+    "supervised_information": Drawn("Information in an answer", "Nats that it tells of its picture; at 0 all pictures "
+                                    "get the same one.", smooth=True, from_zero=True),
     "grad_norm": Drawn("Gradient norm", "Before clipping.", smooth=True, from_zero=True),
 }  # fmt: skip
 PROTOTYPES = ("Cross-entropy between the teacher's and the student's prototypes. It may well rise for a while: the "
               "target moves.")  # fmt: skip
 LOSSES = {  # what it is, for objectives without prototypes
     "mae": "Squared error of the hidden patches' pixels; 1 is what one flat colour for each patch gives.",
+    "clip": "Of a picture and its caption among those of the batch: chance gives the log of its size. For SigLIP's "
+    "loss, of the pairs one by one.",
+    "simclr": "Of two views among those of the batch; the logarithm of their number is what chance gives.",
+    "supervised": "Cross-entropy with smoothed labels; the logarithm of the number of classes is what chance gives.",
     "ijepa": "Between predicted features and the teacher's. It may well rise for a while: the target moves.",
 }
 SCHEDULES = {

@@ -69,7 +69,7 @@ class Scene:
     @cached_property
     def caption(self) -> str:
         """What is how often (easy, medium) or what is where (hard)."""
-        return words.caption(self.objects, self.relations)
+        return words.caption(self.objects, lambda: self.relations)
 
 
 _Patch = tuple[tuple[slice, slice], int]  # (rows, columns) of the picture, pixels covered

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -114,10 +114,14 @@ def _word(thing: Thing, part: str) -> str:
     return getattr(thing, part)
 
 
-def caption(objects: Sequence[Thing], found: Sequence[Relation]) -> str:
-    """One sentence: what is where for scenes with relations, else how many of each class of the kind there are."""
+def caption(objects: Sequence[Thing], relations_of: Callable[[], Sequence[Relation]]) -> str:
+    """One sentence: what is where for scenes with relations, else how many of each class of the kind there are.
+
+    relations_of: gives the relations, which cost more than the sentence and are looked for where it needs them.
+    """
     if any(not thing.from_kind for thing in objects) and sum(thing.from_kind for thing in objects) > 1:
         return _count_caption(objects)
+    found = relations_of()
     texts = [_with_article(f"{thing.size} {thing.texture} {thing.colour} {thing.shape}") for thing in objects]
     said: set[int] = set()
     parts = []

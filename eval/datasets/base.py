@@ -12,11 +12,12 @@ from PIL import Image
 
 from dino_tower.errors import ConfigError
 from dino_tower.images import ImageInput, UnreadableImage, image_size, read_image
+from dino_tower.label_pictures import VOID as VOID
+from dino_tower.scenes.questions import Question
 
-VOID = 255  # in masks: pixels that do not count
 OFFERS = (
     "labels", "masks", "instances", "boxes", "video", "pairs", "depth", "camera", "queries", "copies", "captions",
-    "phrases",
+    "phrases", "questions",
 )  # fmt: skip
 
 Pixels = Callable[[], np.ndarray]
@@ -72,6 +73,7 @@ class Item:
     pair: Pair | None = None
     query: Relevance | None = None
     camera: tuple[float, float, float, float] | None = None  # fx, fy, cx, cy in pixels, of the depth map
+    question_reader: Callable[[int], Sequence[Question]] | None = None  # at most so many of each kind
 
     def image(self) -> Image.Image:
         """RGB, upright. Raises UnreadableImage."""
@@ -98,6 +100,12 @@ class Item:
         """float32 [H, W] metres, 0 where it was not measured."""
         return self._pixels("depth map", self.depth_reader)
 
+    def questions(self, each: int) -> Sequence[Question]:
+        """At most `each` questions of each kind, with their answers, always the same. ConfigError: none are known."""
+        if self.question_reader is None:
+            raise ConfigError(f"{self.id}: no questions")
+        return self.question_reader(each)
+
     def _pixels(self, kind: str, reader: Pixels | None) -> np.ndarray:
         if reader is None:
             raise ConfigError(f"{self.id}: no {kind}")
@@ -113,10 +121,13 @@ class Item:
 
 
 class LazyItems(Sequence[Item]):
-    """Items made when asked for: a million pictures cost one function, not a million objects."""
+    """Items made when asked for: a million pictures cost one function, not a million objects.
 
-    def __init__(self, count: int, make: Callable[[int], Item]) -> None:
-        self.length, self.make = count, make
+    name: their ids, where these are known without making an item.
+    """
+
+    def __init__(self, count: int, make: Callable[[int], Item], name: Callable[[int], str] | None = None) -> None:
+        self.length, self.make, self.name = count, make, name
 
     def __len__(self) -> int:
         return self.length
@@ -155,6 +166,12 @@ class Dataset:
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self.items)
+
+    def ids(self) -> list[str]:
+        """Of all items, which are not made for it where they have names beforehand."""
+        if isinstance(self.items, LazyItems) and self.items.name is not None:
+            return [self.items.name(index) for index in range(len(self))]
+        return [item.id for item in self]
 
     @cached_property
     def queries(self) -> list[Item]:

@@ -10,9 +10,10 @@ from PIL import Image
 from dino_tower.errors import unknown
 from dino_tower.eval.datasets.base import VOID, Box, Dataset, Item, LazyItems
 from dino_tower.scenes import LEVELS, Scene, kind_names, make_scene, semantic_names
+from dino_tower.scenes.questions import questions_about
 from dino_tower.sources.generated import COUNTS
 
-HAS = frozenset({"labels", "masks", "instances", "boxes", "captions", "phrases"})
+HAS = frozenset({"labels", "masks", "instances", "boxes", "captions", "phrases", "questions"})
 
 
 def open_scene_set(spelling: str, split: str) -> Dataset:
@@ -23,14 +24,18 @@ def open_scene_set(spelling: str, split: str) -> Dataset:
     counts = {"val": COUNTS["test"], **COUNTS}
     if split not in counts:
         raise unknown("split of scenes", split, counts, repr(spelling))
-    items = LazyItems(counts[split], partial(_item, level, split))
+    items = LazyItems(counts[split], partial(_item, level, split), partial(_name, split))
     return Dataset(spelling, "scenes", split, "its own numbers", items, HAS, kind_names(level), semantic_names(level))
+
+
+def _name(split: str, index: int) -> str:
+    return f"{split}-{index:06d}"
 
 
 def _item(level: str, split: str, index: int) -> Item:
     scene = make_scene(level, index, split)
     return Item(
-        f"{split}-{index:06d}",
+        _name(split, index),
         partial(Image.fromarray, scene.image),
         scene.kind,
         mask_reader=partial(np.array, scene.semantic),
@@ -38,6 +43,7 @@ def _item(level: str, split: str, index: int) -> Item:
         boxes=_boxes(scene),
         captions=(scene.caption,),
         phrases=scene.phrases,
+        question_reader=partial(questions_about, scene, level, index),
     )
 
 

@@ -28,6 +28,7 @@ NEEDS: dict[str, frozenset[str]] = {
     "text-image": frozenset({"captions"}),
     "grounding-regions": frozenset({"phrases"}),
     "grounding-maps": frozenset({"phrases"}),
+    "vlm-probe": frozenset({"questions"}),
     "health": frozenset(),
 }
 SINGLE_CLASS = frozenset({"saliency"})  # tasks about one thing against its background

@@ -34,6 +34,10 @@ def write_report(outputs: Sequence[str | Path], target: str | Path | None = None
         path = path / PAGE
     if not path.parent.is_dir():
         raise ConfigError(f"--output {path}: the folder {path.parent} does not exist")
+    if "groups" in bench.results:  # of dino-tower compare-objectives
+        from dino_tower.eval.groups.page import groups_page
+
+        return write_page(path, groups_page(bench, Path(outputs[0])))
     return write_page(path, report_page(bench, [Path(output) for output in outputs]))
 
 

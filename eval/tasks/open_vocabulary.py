@@ -26,7 +26,8 @@ from dino_tower.tokens import Tokens
 from dino_tower.tower import Tower
 
 CHANGED = ("maskclip", "sclip")  # forms of the last attention of a CLIP
-OWN_FORM = {"clip": "sclip", "dino_tower_text": "vanilla"}  # what stands for a tower
+# what stands for a tower
+OWN_FORM = {"clip": "sclip", "dino_tower_text": "vanilla", "vision-text-dual-encoder": "vanilla"}
 METRICS = {"miou": Metric("mIoU"), "vanilla": Metric("mIoU, as trained")} | {
     form: Metric(f"mIoU, {words}") for form, words in zip(CHANGED, ("MaskCLIP", "SCLIP"), strict=True)
 }

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 def head(config: Config, backbone: PreTrainedModel) -> Parts:
     """The projection head of the class token."""
     c = config.head
-    make = partial(DinoHead, width(backbone), c.prototypes, c.hidden, c.bottleneck, c.norm_last_layer, c.batch_norm)
-    return {"head": make}
+    rest = (c.norm_last_layer, c.batch_norm, c.weight_norm)
+    return {"head": partial(DinoHead, width(backbone), c.prototypes, c.hidden, c.bottleneck, *rest)}
 
 
 def centring(config: Config, prototypes: int) -> Centre | SinkhornTargets:
@@ -43,9 +43,10 @@ def centring(config: Config, prototypes: int) -> Centre | SinkhornTargets:
     return made[config.loss.centring]()
 
 
-def rows_of(layer: Prototypes, frozen: bool) -> tuple[Tensor, Tensor]:
-    """Weight [K, d] and gain [K, 1] of the prototypes, without gradient while they do not move."""
-    return (layer.weight_v.detach(), layer.weight_g.detach()) if frozen else (layer.weight_v, layer.weight_g)
+def rows_of(layer: Prototypes, frozen: bool) -> tuple[Tensor, Tensor | None]:
+    """Weight [K, d] and gain [K, 1], if any, of the prototypes, without gradient while they do not move."""
+    weight, gain = layer.weight_v, layer.weight_g
+    return (weight.detach(), None if gain is None else gain.detach()) if frozen else (weight, gain)
 
 
 @torch.no_grad()

@@ -155,7 +155,7 @@ class Distil(Term):
             said = [adapter.cls(seen.pooled[:2].flatten(0, 1)).float(), adapter.patches(own).float()]
             if not self.hidden:  # the features themselves, on the tower's scale
                 said = [one(x) for one, x in zip(self._statistics(i), said, strict=True)]
-            total += [F.mse_loss(said[0], cls), self.patches * F.mse_loss(said[1], patches)]
+            total += [F.mse_loss(said[0], cls), self.patches * gap(said[1], patches, inputs.masks)]
         measured = all(int(one.steps) for i in range(len(targets)) for one in self._statistics(i))
         return torch.stack(total).sum() / len(targets) * (1.0 if measured else 0.0)
 
@@ -172,6 +172,18 @@ class Distil(Term):
         for i in range(len(self.towers)):
             for one in self._statistics(i):
                 one.forget()
+
+
+def gap(said: Tensor, patches: Tensor, masks: Tensor | None) -> Tensor:
+    """Mean squared error [2 B, h, w, D_t] of the patches that the student sees: over each view's, then over views.
+
+    masks: bool [2, B, h, w], those it does not see.
+    """
+    if masks is None:
+        return F.mse_loss(said, patches)
+    seen = ~masks.flatten(0, 1)
+    each = (said - patches).square().mean(-1) * seen
+    return (each.sum((1, 2)) / seen.sum((1, 2)).clamp(min=1)).mean()
 
 
 def suited(tower: Tower, pixels: Tensor, grid: int) -> Tensor:

@@ -53,16 +53,15 @@ class Ibot(Term):
     def parts(config: Config, backbone: PreTrainedModel, source: Source | None) -> Parts:
         c, ibot = config.head, config.ibot
         prototypes, bottleneck = ibot.prototypes or c.prototypes, ibot.bottleneck or c.bottleneck
+        rest = (c.norm_last_layer, c.batch_norm, c.weight_norm)
         own: dict[str, Parts] = {
             "shared": head(config, backbone),
             "mlp": {
                 **head(config, backbone),
-                "patch_prototypes": partial(Prototypes, c.bottleneck, prototypes, c.norm_last_layer),
+                "patch_prototypes": partial(Prototypes, c.bottleneck, prototypes, c.norm_last_layer, c.weight_norm),
             },
             "separate": {
-                "patch_head": partial(
-                    DinoHead, width(backbone), prototypes, c.hidden, bottleneck, c.norm_last_layer, c.batch_norm
-                )
+                "patch_head": partial(DinoHead, width(backbone), prototypes, c.hidden, bottleneck, *rest),
             },
         }
         return own[ibot.head]

@@ -11,12 +11,18 @@ from transformers import PreTrainedModel
 
 from dino_tower.alarms import Rule
 from dino_tower.pretrain.data import Beside
+from dino_tower.pretrain.objectives.clip import Clip
 from dino_tower.pretrain.objectives.dino import Dino
 from dino_tower.pretrain.objectives.distil import Distil
+from dino_tower.pretrain.objectives.distil_head import DistilHead
 from dino_tower.pretrain.objectives.gram import Gram
 from dino_tower.pretrain.objectives.ibot import Ibot
+from dino_tower.pretrain.objectives.ijepa import Ijepa
 from dino_tower.pretrain.objectives.koleo import Koleo
+from dino_tower.pretrain.objectives.mae import Mae
 from dino_tower.pretrain.objectives.settings import weights
+from dino_tower.pretrain.objectives.simclr import Simclr
+from dino_tower.pretrain.objectives.supervised import Supervised
 from dino_tower.pretrain.objectives.term import Inputs, Parts, Rates, Term
 from dino_tower.pretrain.settings import Config
 from dino_tower.sources import Source
@@ -30,7 +36,13 @@ TERMS: dict[str, type[Term]] = {
     "ibot": Ibot,
     "koleo": Koleo,
     "distil": Distil,
+    "distil_head": DistilHead,
     "gram": Gram,
+    "mae": Mae,
+    "ijepa": Ijepa,
+    "clip": Clip,
+    "simclr": Simclr,
+    "supervised": Supervised,
 }
 
 Losses = dict[str, Tensor]  # "loss" and, by name, the terms it is the weighted sum of
@@ -119,7 +131,8 @@ def beside(config: Config, patch: int) -> Beside:
     """What the loader is to bring beside the views."""
     chosen = [TERMS[name] for name in weights(config)]
     draws = (term.draw(config, patch) for term in chosen)
-    return Beside(tuple(draw for draw in draws if draw is not None), any(term.reads_captions for term in chosen))
+    captions = config.clip.captions if any(term.reads_captions for term in chosen) else "none"
+    return Beside(tuple(draw for draw in draws if draw is not None), captions)
 
 
 def check_source(config: Config, source: Source) -> None:

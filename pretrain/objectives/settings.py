@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 from dino_tower.errors import ConfigError, unknown
+from dino_tower.pretrain.objectives.control_settings import check_clip, check_simclr, check_supervised
+from dino_tower.pretrain.objectives.masked_settings import check_ijepa, check_mae
 
 if TYPE_CHECKING:
     from dino_tower.pretrain.settings import Config
@@ -17,6 +19,12 @@ OBJECTIVES: dict[str, dict[str, float]] = {
     "ibot": {"dino": 1.0, "ibot": 1.0},
     "dinov2": {"dino": 1.0, "ibot": 1.0, "koleo": 0.1},
     "distil": {"distil": 1.0},
+    "distil_head": {"distil_head": 1.0},
+    "mae": {"mae": 1.0},
+    "ijepa": {"ijepa": 1.0},
+    "clip": {"clip": 1.0},
+    "simclr": {"simclr": 1.0},
+    "supervised": {"supervised": 1.0},
 }
 NO_MASK_TOKEN = ("_siglip", "_clip")
 
@@ -33,8 +41,20 @@ class TermsConfig:
     """The features of a batch keep away from each other."""
     distil: float | None = None
     """Class token and patches predict those of frozen towers."""
+    distil_head: float | None = None
+    """Views and patches get the prototypes that a frozen run's head gives them."""
     gram: float | None = None
     """The similarities between a view's patches stay as a frozen tower has them."""
+    mae: float | None = None
+    """From a quarter of the patches, the pixels of the others."""
+    ijepa: float | None = None
+    """From a part of a picture, what the teacher makes of other parts."""
+    clip: float | None = None
+    """A picture finds its caption among those of the batch, and the caption its picture."""
+    simclr: float | None = None
+    """A view finds the other one of its picture among those of the batch."""
+    supervised: float | None = None
+    """The class token tells the picture's label."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +86,7 @@ class DistilConfig:
     """The distillation term: which towers, and what speaks their language for the student."""
 
     teachers: tuple[str, ...] = ()
-    """TOWERs to learn from, of any kind, patch size and width."""
+    """TOWERs to learn from, of any kind, patch size and width; of distil_head one RUN or RUN@teacher."""
     patches: float = 1.0
     """Weight of the patches beside the class token."""
     hidden: int = 1024
@@ -79,9 +99,16 @@ class GramConfig:
     """The Gram-anchoring term."""
 
     tower: str | None = None
-    """The TOWER that holds the patches' similarities: an earlier state of the run, say."""
+    """The TOWER that holds the patches' similarities: an earlier state of the run, say. self: the run's own teacher, as
+    it is when the term begins to count."""
     scale: float = 2.0
     """How many times larger the tower sees the views than the student."""
+    start: float = 0.0
+    """Share of the run after which the term counts."""
+    refresh: int = 0
+    """Steps after which this run's own teacher, as it then is, takes the tower's place, again and again; 0: never."""
+    refreshes: int = 3
+    """How often at most."""
 
 
 def weights(config: Config) -> dict[str, float]:
@@ -107,7 +134,7 @@ def check_terms(config: Config) -> None:
     chosen = weights(config)
     if not set(chosen) - {"koleo"}:
         raise ConfigError(f"terms: nothing to learn from is left of --objective {config.objective}; set one above 0")
-    if config.distil.teachers and "distil" not in chosen:
+    if config.distil.teachers and not {"distil", "distil_head"} & chosen.keys():
         raise ConfigError("distil.teachers are given and nobody asks them: set --objective distil or --terms.distil 1")
     for name in chosen:
         if name in CHECKS:
@@ -148,9 +175,18 @@ def _check_distil(config: Config) -> None:
         raise ConfigError("terms.distil: --distil.teachers TOWER [TOWER ...] is missing: whom to learn from")
     if distil.patches < 0 or distil.hidden < 0:
         raise ConfigError(f"distil.patches is {distil.patches} and distil.hidden {distil.hidden}; give 0 or more")
+
+
+def _check_distil_head(config: Config) -> None:
+    distil = config.distil
+    if len(distil.teachers) != 1:
+        raise ConfigError(f"terms.distil_head: {len(distil.teachers)} distil.teachers; one RUN is needed, whose head "
+                          "is learned from: --distil.teachers RUN")  # fmt: skip
+    if distil.patches < 0:
+        raise ConfigError(f"distil.patches is {distil.patches}; give 0 or more")
     if "ibot" in weights(config):
-        raise ConfigError("terms.distil and terms.ibot do not go together: with masks the student cannot see what the "
-                          "towers speak of; set one of them to 0")  # fmt: skip
+        raise ConfigError("terms.distil_head and terms.ibot do not go together: the student has to see the patches "
+                          "that it answers for; set one of them to 0")  # fmt: skip
 
 
 def _check_gram(config: Config) -> None:
@@ -158,6 +194,14 @@ def _check_gram(config: Config) -> None:
         raise ConfigError("terms.gram: --gram.tower TOWER is missing: whose patches to stay with")
     if config.gram.scale <= 0:
         raise ConfigError(f"gram.scale is {config.gram.scale}; it must be above 0")
+    if not 0 <= config.gram.start < 1:
+        raise ConfigError(f"gram.start is {config.gram.start}; give a share of the run, 0 or more and below 1")
+    if config.gram.refresh < 0 or config.gram.refreshes < 0:
+        raise ConfigError(f"gram.refresh is {config.gram.refresh} and gram.refreshes {config.gram.refreshes}; give 0 "
+                          "or more")  # fmt: skip
+    if (config.gram.tower == "self" or config.gram.refresh) and config.lora.method != "none":
+        raise ConfigError("gram.tower self and gram.refresh copy the whole teacher, in which lora trains an adapter: "
+                          "name the tower below as --gram.tower, without refresh")  # fmt: skip
     if config.arch.startswith("resnet"):
         raise ConfigError(f"terms.gram compares patches, which {config.arch} has not")
 
@@ -166,5 +210,11 @@ CHECKS: dict[str, Callable[[Config], None]] = {
     "ibot": _check_ibot,
     "koleo": _check_koleo,
     "distil": _check_distil,
+    "distil_head": _check_distil_head,
     "gram": _check_gram,
+    "mae": check_mae,
+    "ijepa": check_ijepa,
+    "clip": check_clip,
+    "simclr": check_simclr,
+    "supervised": check_supervised,
 }

@@ -63,6 +63,16 @@ class Seen:
     """Of the two global views [2, B, h, w, D]; None where no term reads them."""
 
 
+def first_views(student: Network, seen: Seen | None, inputs: Inputs, count: int) -> Tensor:
+    """One vector for each picture of the first `count` (1 or 2) global views, [count, B, D].
+
+    From what other terms have looked at, unless they hide patches; else the student's backbone looks at them now.
+    """
+    if seen is not None and inputs.masks is None:
+        return seen.pooled[:count]
+    return student.see(inputs.views[:count], patches=False).pooled
+
+
 @dataclass(frozen=True)
 class Rates:
     """What the schedules say at one step."""

@@ -118,7 +118,9 @@ def test_depth_in_eight_bits(
     for path in (tmp_path / "data/depth").iterdir():
         Image.fromarray(np.full((32, 40), 3, np.uint8)).save(path)
     words = [str(tower()), "--task", "depth", "--data", str(tmp_path / "data")]
-    assert "a depth map of 8 bits cannot hold 1000 units a metre; save 16 bits" in answer(words, tmp_path / "out", capsys)
+    assert "a depth map of 8 bits cannot hold 1000 units a metre; save 16 bits" in answer(
+        words, tmp_path / "out", capsys
+    )
 
 
 def test_an_output_that_holds_something(
@@ -161,3 +163,40 @@ def test_a_run_whose_classes_have_changed_cannot_go_on(
     (tmp_path / "data/classes.txt").write_text("ground\nring\ndisc\n")
     adapt("run", *flags, "--resume", code=2)
     assert "learned 2 classes, and the data has 3 now" in capsys.readouterr().err
+
+
+TOWERS = [
+    ("no processor", lambda t: (t / "preprocessor_config.json").unlink(), "no image processor"),
+    ("no weights", lambda t: (t / "model.safetensors").unlink(), "cannot be loaded as a tower"),
+    ("damaged weights", lambda t: (t / "model.safetensors").write_bytes(b"no weights"), "cannot be loaded as a tower"),
+    ("no config", lambda t: (t / "config.json").unlink(), "neither a config.json (transformers) nor checkpoints"),
+    ("an adapter without its base", lambda t: (t / "base.json").write_text("{}"), "it has no adapter_config.json"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "damage", "says"), TOWERS, ids=[row[0] for row in TOWERS])
+def test_towers(
+    case: str, damage: Callable[[Path], object], says: str, tmp_path: Path, tower: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str], new_process: Callable[[], None],
+) -> None:  # fmt: skip
+    shutil.copytree(tower(), tmp_path / "tower")
+    damage(tmp_path / "tower")
+    for task in ("segment", "ssl"):
+        new_process()
+        words = [str(tmp_path / "tower"), "--task", task, "--data", "scenes"]
+        assert says in answer(words, tmp_path / "out", capsys)
+        assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_for_another_base(
+    adapt: Callable[..., Path], tower: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the tower of a new adaptation."""
+    base = tmp_path / "base"
+    shutil.copytree(tower(), base)
+    run = adapt("run", of=base)
+    shutil.copy(tower(seed=1) / "model.safetensors", base)
+    for task in ("segment", "ssl"):
+        words = [str(run), "--task", task, "--data", "scenes"]
+        assert "the weights below it are others" in answer(words, tmp_path / "out", capsys)
+        assert not (tmp_path / "out").exists()

@@ -28,6 +28,7 @@ from dino_tower.eval.depth import (
 )
 from dino_tower.eval.depth_head import depth_input, fit_depth
 from dino_tower.eval.normals import fit_normals, normal_metrics
+from dino_tower.eval.raw import RawPixels
 from dino_tower.eval.stats import score
 
 GRID, PATCH = (10, 12), 14
@@ -170,6 +171,14 @@ def test_depth_head_on_known_features() -> None:
     assert depth_input(torch.ones(2, 3, 4, 5), torch.zeros(2, 5)).shape == (2, 3, 4, 10)
     with pytest.raises(ConfigError, match="two or more"):
         fit_depth(torch.ones(1, 2, 2, 3), torch.ones(1, 1, 4, 4))
+
+
+def test_depth_of_raw_pixels_whose_whole_is_wider_than_its_patches() -> None:
+    """The floor of raw pixels ended a benchmark: its 768 numbers of the whole picture did not fit 50 of a patch."""
+    (found,) = RawPixels().layers(torch.rand(2, 3, 32, 48), 1)
+    joined = depth_input(found.patches, found.cls)
+    assert joined.shape == (2, 2, 3, 50 + 768)
+    assert torch.equal(joined[..., :50], found.patches) and torch.equal(joined[1, 1, 2, 50:], found.cls[1])
 
 
 def test_normal_head_on_known_features() -> None:

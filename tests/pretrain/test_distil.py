@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from dino_tower import load_tower
-from dino_tower.pretrain.objectives.distil import Standard, suited
+from dino_tower.pretrain.objectives.distil import Standard, gap, suited
 from dino_tower.pretrain.objectives.gram import Gram
 from dino_tower.pretrain.objectives.settings import GramConfig, TermsConfig
 from dino_tower.pretrain.objectives.term import Inputs, Rates, Seen
@@ -103,6 +103,74 @@ def test_towers_are_compared_at_mean_zero_and_variance_one() -> None:
     statistics.observe(rows + 8)
     statistics.commit()  # the second step counts as much as the first
     assert torch.allclose(statistics.mean, before + 4, rtol=1e-5)
+
+
+def test_squared_errors_are_those_of_phi_s() -> None:
+    """PHI-S turns features by U H' / sqrt(D), U the principal directions and H a Hadamard matrix, and divides them by
+    one number: all variances are then equal. Ours is divided by it too, but not turned, which no error can tell."""
+    g = torch.Generator().manual_seed(0)
+    rows = (torch.randn(4000, 12, generator=g) * torch.logspace(-2, 1, 12)) @ torch.randn(12, 12, generator=g) + 7
+    statistics = Standard(12)
+    statistics.observe(rows)
+    statistics.commit()
+    ours = statistics(rows).double()
+    residues = {i * i % 11 for i in range(1, 11)}  # Paley's construction
+    hadamard = torch.eye(12, dtype=torch.float64)
+    hadamard[0, 1:], hadamard[1:, 0] = 1, -1
+    for i in range(11):
+        for j in range(11):
+            hadamard[i + 1, j + 1] += 0 if i == j else (1 if (i - j) % 11 in residues else -1)
+    assert torch.equal(hadamard @ hadamard.T, 12 * torch.eye(12, dtype=torch.float64))
+    centred = rows.double() - rows.double().mean(0)
+    variances, directions = torch.linalg.eigh(centred.T @ centred / len(rows))
+    phi_s = centred @ directions @ hadamard.T / variances.sum().sqrt()
+    assert phi_s.mean(0).abs().max() < 1e-9
+    assert (phi_s.square().mean(0) - 1).abs().max() < 1e-9  # isotropic: no feature counts more than another
+    assert ours.mean(0).abs().max() < 1e-4 and ours.square().mean(0).max() > 1.5
+    turned = ours @ directions @ hadamard.T / 12**0.5
+    assert (turned - phi_s).abs().max() < 1e-3
+    said = torch.randn(4000, 12, generator=g, dtype=torch.float64)  # whatever a student says, in the one basis or other
+    same = said @ directions @ hadamard.T / 12**0.5
+    assert abs((said - ours).square().mean() - (same - phi_s).square().mean()) < 1e-4
+
+
+def test_every_tower_is_seen_at_the_students_resolution(pretrain, teachers: list[str], monkeypatch) -> None:
+    """At each step, and in a stage at a higher one: else a student answers each tower at the size it knows it by."""
+    from dino_tower.pretrain.objectives import distil
+
+    seen: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
+
+    def noted(model, pixels):
+        out = tokens(model, pixels)
+        seen.append((type(model).__name__, tuple(pixels.shape[-2:]), tuple(out.patches.shape[1:3])))
+        return out
+
+    monkeypatch.setattr(distil, "tokens", noted)
+    flags = (*FLAGS, "--distil.teachers", *teachers, "--steps", "2")
+    first = pretrain("sizes", *flags)
+    towers = [("Dinov2Model", (32, 32), (4, 4)), ("SiglipVisionModel", (64, 64), (4, 4))]
+    assert seen == towers * 4  # the trial step looks twice
+    seen.clear()
+    pretrain("larger", *flags, "--stage", "hires", "--init-from", str(first), "--crops.global-size", "48")
+    assert seen == [("Dinov2Model", (48, 48), (6, 6)), ("SiglipVisionModel", (96, 96), (6, 6))] * 4
+
+
+def test_beside_masks_a_tower_is_compared_where_the_student_sees(pretrain, teachers: list[str]) -> None:
+    """An anchor for iBOT and DINOv2, whose student cannot know what the tower says of hidden patches."""
+    g = torch.Generator().manual_seed(0)
+    said, patches = torch.randn(4, 2, 2, 3, generator=g), torch.randn(4, 2, 2, 3, generator=g)
+    masks = torch.zeros(2, 2, 2, 2, dtype=torch.bool)
+    assert torch.allclose(gap(said, patches, masks), gap(said, patches, None))
+    masks[0, 1, 0, 1] = masks[1, 0, 1, 0] = masks[1, 0, 0, 0] = True
+    masks[1, 1] = True  # nothing of it is seen
+    each = (said - patches).square().mean(-1).flatten(1)
+    want = each[0].mean() + each[1][[0, 2, 3]].mean() + each[2][[1, 3]].mean()
+    assert torch.allclose(gap(said, patches, masks), want / 4)
+    flags = ("--objective", "ibot", "--terms.distil", "1", "--distil.teachers", teachers[0], "--distil.hidden", "0")
+    run = pretrain("run", *flags, "--init-from", teachers[0], "--init-heads", "false", "--steps", "3")
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    found = [row["distil_loss"] for row in rows if row["kind"] == "step"]
+    assert found[0] == 0 and all(0 < one < 2 for one in found[1:])
 
 
 def test_a_tower_sees_the_picture_as_it_was_trained_to(teachers: list[str]) -> None:

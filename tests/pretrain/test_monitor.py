@@ -82,3 +82,45 @@ def test_a_fall_of_knn_is_said_once_when_it_lasts() -> None:
     said = [falling.update({"10": value}) for value in (0.5, 0.6, 0.55, 0.59, 0.55, 0.54, 0.4, 0.6, 0.5, 0.5)]
     assert [number for number, message in enumerate(said) if message] == [5, 9]
     assert "10-NN of the teacher fell from 60.0% to 54.0%" in said[5]
+
+
+def test_a_fall_below_the_weights_of_the_start_is_said_at_once() -> None:
+    """A careless setting wrecks features in some hundred steps, between two looks."""
+    falling = Falling(of_weights=True)
+    said = [falling.update({"10": value}) for value in (0.5, 0.48, 0.46, 0.4, 0.5, 0.46, 0.7, 0.6, 0.6, 0.4)]
+    assert [number for number, message in enumerate(said) if message] == [2, 5, 8, 9]
+    assert "10-NN of the teacher fell below the weights it started from, 50.0%, to 46.0%" in said[2]
+    assert "fell from 70.0% to 60.0%" in said[8]
+
+
+def test_the_alarm_of_a_fall_reaches_log_and_terminal_and_outlives_a_resume(pretrain, capsys, monkeypatch) -> None:
+    """The start that a fall is measured from is the first look's, also after an interruption."""
+    import shutil
+
+    from dino_tower.pretrain import monitor
+
+    accuracy = iter([0.1, 0.6, 0.6, 0.6])  # the untrained twin, then the look before the first step and both at the end
+    monkeypatch.setattr(monitor, "knn_accuracy", lambda *args, k, **kwargs: dict.fromkeys(k, next(accuracy)))
+    first = pretrain("first", "--steps", "1")
+    flags = (
+        "--init-from",
+        str(first),
+        "--checkpoint-every",
+        "1",
+        "--monitor.minutes",
+        "99",
+        "--monitor.knn-images",
+        "40",
+    )
+    run = pretrain("run", *flags, "--steps", "2")
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log if row["kind"] == "monitor"] == [0, 2]
+    assert "ALARM" not in "".join(capsys.readouterr())
+    shutil.rmtree(run / "checkpoints/step-2")
+    (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log if row["step"] < 2))
+    accuracy = iter([0.1, 0.5])
+    pretrain("run", *flags, "--steps", "2", "--resume")
+    alarms = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if '"alarm"' in line]
+    line = "fell below the weights it started from, 60.0%, to 50.0%"
+    assert [alarm["name"] for alarm in alarms] == ["knn-falls"] and line in alarms[0]["message"]
+    assert f"ALARM knn-falls: 10-NN of the teacher {line}" in "".join(capsys.readouterr())

@@ -67,6 +67,18 @@ def test_the_snippets_of_every_format_run(
     assert shown[format] in printed
 
 
+def test_the_snippets_of_a_tower_with_words_run(
+    pretrain: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "--objective clip --clip.vocabulary 300 --clip.read 20 --clip.width 16 --clip.depth 1 --clip.heads 2"
+    export_tower(pretrain("run", *words.split(), "--steps", "1"), tmp_path / "out", format="text")
+    assert run_snippets(tmp_path / "out", monkeypatch) == ["Zero-shot classification", "dino-tower", "Curves"]
+    assert "torch.Size([1, 2])" in capsys.readouterr().out
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.pipeline_tag == "zero-shot-image-classification" and "self-supervised" not in card.data.tags
+    assert "pretrained on pictures with captions" in card.text and "with captions |" in card.text
+
+
 def test_the_card_tells_what_the_run_did(trained: Path, tmp_path: Path) -> None:
     note = "## Measured\n\nNothing yet."
     export_tower(trained, tmp_path / "birds", weights="teacher", note=note, license="cc-by-4.0")
