@@ -159,7 +159,9 @@ def build(
         return _build_resnet(arch, width, depth, heads, drop_path)
     match = re.fullmatch(r"vit([a-z]+)(\d+)((?:_\w+)?)", arch)
     if arch not in names() or not match:
-        raise unknown("architecture", arch, names())
+        patches, kinds = ",".join(map(str, PATCHES)), ", ".join(filter(None, CLASSES))
+        listed = f"vit{{{','.join(SIZES)}}}{{{patches}}}, bare or with {kinds}; {', '.join(RESNETS)}"
+        raise unknown("architecture", arch, names(), listed=listed)
     base, patch, family = SIZES[match[1]], int(match[2]), match[3]
     size = Size(width or base[0], depth or base[1], heads or base[2], image_size, patch, swiglu)
     if image_size % patch:

@@ -15,10 +15,13 @@ class ConfigError(ValueError):
     one_process = False
 
 
-def unknown(kind: str, value: object, choices: Iterable[str], where: str = "") -> ConfigError:
-    """The error for a name that does not exist: `where: no KIND 'value'; did you mean 'x'? choices: a, b, c`."""
+def unknown(kind: str, value: object, choices: Iterable[str], where: str = "", listed: str = "") -> ConfigError:
+    """The error for a name that does not exist: `where: no KIND 'value'; did you mean 'x'? choices: a, b, c`.
+
+    listed: what stands in place of the choices where they are too many.
+    """
     names = sorted(choices)
     near = get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     prefix = f"{where}: " if where else ""
-    return ConfigError(f"{prefix}no {kind} {value!r}{hint} choices: {', '.join(names)}")
+    return ConfigError(f"{prefix}no {kind} {value!r}{hint} choices: {listed or ', '.join(names)}")

@@ -33,8 +33,8 @@ def use_reference_interpolation(model: PreTrainedModel) -> None:
 
 
 def rescale_at_random(model: PreTrainedModel, most: float | None) -> None:
-    """Make a `DINOv3ViTModel` multiply its patch coordinates in train mode by a number drawn log-uniformly from 1 / most
-    to most, for each forward pass; None: not any more (DINOv3's `rope_embed` with rescaling).
+    """Make a `DINOv3ViTModel` multiply its patch coordinates in train mode by a number, drawn log-uniformly from
+    1 / most to `most`, anew for each forward pass; None: not any more (DINOv3).
 
     Not saved with the model: a client that trains the tower wants its positions where they are.
     """

@@ -19,7 +19,7 @@ class Settings:
     column. columns: equal tokens, equal pixels. layers: "choose" also chooses among LAYERS on a slice of train, "last"
     reports the last layer only. reduced: also with features projected to 256. floors: what stands below every tower.
     limit: at most so many pictures of each split, evenly spread. dtype: of patches on disk. reference: the tower that
-    the others are compared with (the first by default).
+    the others are compared with (the first by default). costs: measure what each tower costs, too.
     """
 
     towers: tuple[str, ...]
@@ -38,6 +38,7 @@ class Settings:
     device: str | None = None
     reference: str | None = None
     seed: int = 0
+    costs: bool = True
 
     def __post_init__(self) -> None:
         """Raises ConfigError for what cannot be asked for."""

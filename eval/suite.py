@@ -107,7 +107,7 @@ def run_suite(bench: Bench, splits: Sequence[Split]) -> Iterator[Entry | Seen]:
         for split, allowed in plan:
             for task in allowed:
                 for frame in frames(settings, task):
-                    if frame.key() not in seen:
+                    if settings.costs and frame.key() not in seen:
                         seen.add(frame.key())
                         yield Seen(who.name, {}, _costs(tower, frame))
                     for layer in layers(settings, task, who.role, tower):

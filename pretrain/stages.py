@@ -59,7 +59,7 @@ def hires(config: Config, with_heads: bool) -> Config:
             optim,
             base_lr=LOWER * optim.base_lr,
             min_lr=min(optim.min_lr, LOWER * optim.base_lr),
-            freeze_backbone_epochs=optim.freeze_backbone_epochs if with_heads else NEW_HEADS * recipe,
+            freeze_backbone_epochs=0.0 if with_heads else NEW_HEADS * recipe,
         ),
     )
 

@@ -98,9 +98,9 @@ def judge(bench: Bench, towers: Sequence[str], output: Path) -> Any:
 
 
 def look(bench: Bench, towers: Sequence[str], output: Path, suite: str) -> Any:
-    """The same with a few tasks and without floors."""
+    """The same with a few tasks, without floors and costs."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    return judge(bench._replace(settings=replace(bench.settings, suite=suite, floors=())), towers, output)
+    return judge(bench._replace(settings=replace(bench.settings, suite=suite, floors=(), costs=False)), towers, output)
 
 
 def write(output: Path, groups: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> tuple[Path, list[str]]:

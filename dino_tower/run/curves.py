@@ -30,8 +30,10 @@ HEALTH = {
                              "target.", from_zero=True),
     "centre_norm": Drawn("Centre norm", "The centre holds back prototypes that everyone chooses; it settles.",
                          from_zero=True),
-    "target_spread": Drawn("Spread of the targets", "How unlike the pictures are to the teacher, 0 to about 1; at 0 "
-                           "there is nothing left to predict.", smooth=True, from_zero=True),
+    "target_spread": Drawn("Spread of the targets", "How unlike the pictures are to the teacher, 0 to 1; at 0 there is "
+                           "nothing left to predict.", smooth=True, from_zero=True),
+    "target_rank": Drawn("Rank of the targets", "In how many directions they are unlike; at 1 they tell one thing.",
+                         smooth=True, from_zero=True),
     "pixels_explained": Drawn("Pixels explained", "Share of the hidden pixels' variance that the decoder paints; 0 is "
                               "one flat colour.", smooth=True),
     "clip_accuracy": Drawn("Captions found", "Share of the pictures whose own caption is the nearest of a batch's.",

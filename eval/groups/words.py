@@ -10,6 +10,7 @@ from dino_tower.eval.results import Results
 
 SURE = 0.05
 FEW = 5  # seeds below which intervals lean on few trainings
+FEW_PAIRS = 2  # whose differences are told in a sentence
 Row = Mapping[str, Any]
 
 
@@ -111,17 +112,25 @@ def _of_task(results: Results, place: tuple[str, str, str]) -> str:
     pairs = rows_of(results, "group_comparisons", place, kind="pair")
     if not pairs:
         return f"{line}: {values}{unit(metric)}."
-    clear = [_clear(row, metric) for row in pairs if verdict(row, metric)]
-    differ = f"shown to differ: {'; '.join(clear)}" if clear else "no two objectives are shown to differ"
+    clear = [row if verdict(row, metric) == "better" else _turned(row) for row in pairs if verdict(row, metric)]
+    differ = f"shown to differ: {_clear(clear, metric)}" if clear else "no two objectives are shown to differ"
     return f"{line} ({values}{unit(metric)}); {differ}."
 
 
-def _clear(row: Row, metric: Row) -> str:
+def _turned(row: Row) -> Row:
     """The better one first."""
-    if verdict(row, metric) == "better":
-        return f"{row['group']} over {row['against']} by {gap(row, metric)}"
-    turned = {**row, "difference": -row["difference"], "low": -row["high"], "high": -row["low"]}
-    return f"{row['against']} over {row['group']} by {gap(turned, metric)}"
+    ends = {"low": -row["high"], "high": -row["low"]}
+    return {**row, "group": row["against"], "against": row["group"], "difference": -row["difference"], **ends}
+
+
+def _clear(rows: Sequence[Row], metric: Row) -> str:
+    """Who is better than whom; by how much where these are few, the table has the rest."""
+    if len(rows) <= FEW_PAIRS:
+        return "; ".join(f"{row['group']} over {row['against']} by {gap(row, metric)}" for row in rows)
+    over: dict[str, list[str]] = {}
+    for row in rows:
+        over.setdefault(row["group"], []).append(row["against"])
+    return "; ".join(f"{name} over {listed(others)}" for name, others in over.items())
 
 
 def _rests_on(seeds: int) -> str:

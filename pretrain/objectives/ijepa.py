@@ -10,8 +10,9 @@ The student does not see the targets, the teacher sees the whole picture, and no
 from, the first global one; the second and the local ones are left alone, and colours want no changes
 (presets/ijepa_cpu.yaml). Class tokens and registers, which the authors' networks do not have, help the student's blocks
 and are not handed to the predictor, so no loss asks what a class token says: take a class without one (_siglip), or
-read the mean of the patches. The teacher's momentum follows the loop's cosine, the authors' a straight line.
-multiblock.py has the blocks. References: ijepa/src/train.py, src/models/vision_transformer.py.
+read the mean of the patches. A teacher that follows too fast collapses, rather into one direction than into one point,
+so the log has the targets' rank beside their spread. The teacher's momentum follows the loop's cosine, the authors' a
+straight line. multiblock.py has the blocks. References: ijepa/src/train.py, src/models/vision_transformer.py.
 """
 
 from __future__ import annotations
@@ -39,14 +40,16 @@ from dino_tower.tokens import patch_size, tokens, width
 if TYPE_CHECKING:
     from dino_tower.pretrain.student_teacher import Network
 
-COLLAPSED = 0.05  # spread of targets
+LEAST_SPREAD, LEAST_RANK = 0.05, 1.5  # below which targets have collapsed
 
 
 class Targets(NamedTuple):
-    """What the teacher says of the blocks [B, M, P, D], and how unlike pictures are to it (`spread_of_pictures`)."""
+    """What the teacher says."""
 
     blocks: Tensor
-    spread: Tensor
+    """Of the blocks [B, M, P, D]."""
+    patches: Tensor
+    """Of the whole pictures [B, h w, D]."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,18 @@ def _blocks_of_step(draw: DrawBlocks, seed: int, epoch: int, step: int, pictures
     return draw_blocks(rng, draw.grid, pictures, c.targets, c.target_scale, c.target_aspect, c.context_scale, c.least)
 
 
-def spread_of_pictures(features: Tensor) -> Tensor:
-    """Standard deviation over pictures of the features [B, N, D] at one place, as the root of its mean square.
+def variety(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Spread and rank of features [B, N, D]: how unlike pictures are at one place, and in how many directions.
 
-    Of normalised features about 1 at most; 0 says that all pictures get the same answer, one for each place or one for
-    all. Of a single picture: the deviation over its places.
+    Spread: standard deviation over pictures, the root of its mean square; of normalised features 1 at most. 0 says that
+    all pictures get the same answer, one for each place or one for all. Rank: participation ratio (tr C)^2 / tr C^2 of
+    the deviations' covariance C, 1 to D; 1 says that they tell one thing only. Of a single picture: over its places.
     """
-    return features.var(0 if len(features) > 1 else 1, correction=0).mean().sqrt()
+    deviations = (features - features.mean(0 if len(features) > 1 else 1, keepdim=True)).flatten(0, 1).float()
+    covariance = deviations.T @ deviations / len(deviations)
+    trace = covariance.trace()
+    rank = trace.square() / covariance.square().sum().clamp(min=1e-12)
+    return (trace / len(covariance)).sqrt(), rank
 
 
 class Ijepa(Term):
@@ -104,7 +112,7 @@ class Ijepa(Term):
         patches = F.layer_norm(patches, patches.shape[-1:])
         places = inputs.drawn["ijepa_targets"].flatten(1)
         blocks = patches.take_along_dim(places[..., None], 1)
-        return Targets(blocks.unflatten(1, inputs.drawn["ijepa_targets"].shape[1:]), spread_of_pictures(patches))
+        return Targets(blocks.unflatten(1, inputs.drawn["ijepa_targets"].shape[1:]), patches)
 
     def loss(self, student: Network, seen: Seen | None, inputs: Inputs, targets: Targets, rates: Rates) -> Tensor:
         keep, places = inputs.drawn["ijepa_context"], inputs.drawn["ijepa_targets"]
@@ -115,14 +123,21 @@ class Ijepa(Term):
         return F.smooth_l1_loss(predicted.float().unflatten(0, (-1, count)), targets.blocks)
 
     def health(self, targets: Targets, loss: Tensor) -> dict[str, float]:
-        """target_spread: how unlike pictures are to the teacher, 0 to about 1."""
-        return {"target_spread": targets.spread.item()}
+        """How unlike pictures are to the teacher: target_spread, 0 to 1, and in how many directions: target_rank."""
+        spread, rank = variety(targets.patches)
+        return {"target_spread": spread.item(), "target_rank": rank.item()}
 
     def rules(self) -> dict[str, Rule]:
+        remedy = "Lower optim.base_lr, raise teacher.momentum, or make ijepa.target_scale larger"
         return {
             "targets-collapse": Rule(
-                lambda row: row["target_spread"] < COLLAPSED,
+                lambda row: row["target_spread"] < LEAST_SPREAD,
                 "the teacher says the same of every picture, so there is nothing to predict",
-                "Lower optim.base_lr, raise teacher.momentum, or make ijepa.target_scale larger",
-            )
+                remedy,
+            ),
+            "targets-collapse-to-one-direction": Rule(
+                lambda row: row["target_rank"] < LEAST_RANK,
+                "the teacher tells pictures apart in one direction only",
+                remedy,
+            ),
         }

@@ -44,9 +44,8 @@ def test_what_cannot_be_read_and_what_nobody_described_is_left_out() -> None:
     corpus = read_corpus(Pictures(), tower, cache_gib=1.0, say=said.append)
     assert len(corpus) == 10 and corpus.silent == 1 and corpus.skipped == [("3", "broken")]
     assert corpus.texts[0] == ("number 0", "a picture")  # each once
-    alone = read_corpus(Pictures(), tower, cache_gib=1.0, say=said.append, captions=True)
+    alone = read_corpus(Pictures(), tower, cache_gib=1.0, say=lambda line: None, captions=True)
     assert alone.texts[0] == ("number 0",) and len(alone) == 10
-    said.clear()
     rows = [np.array([9, 0, 4]), np.array([2])]
     far = read_corpus(Pictures(), tower, cache_gib=0.0, say=said.append)
     assert far.cached is None and "kept in memory" in said[0] and "each step" in said[1]

@@ -17,6 +17,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -83,15 +84,11 @@ def process(rank: int, store: str, results: str) -> None:
     assert torch.isfinite(sinkhorn(large, TEMPERATURE)).all()
     assert not torch.isfinite(published_sinkhorn(large, TEMPERATURE)).all()
 
-    def timed(form: Callable[[Tensor, float], Tensor]) -> Callable[[], object]:
-        def run() -> None:
-            dist.barrier()
-            form(logits, TEMPERATURE)
-            dist.barrier()
-
-        return run
-
-    times = turns({"ours": timed(sinkhorn), "published": timed(published_sinkhorn)}, ROUNDS, time.process_time)
+    runs = {
+        "ours": partial(sinkhorn, logits, TEMPERATURE),
+        "published": partial(published_sinkhorn, logits, TEMPERATURE),
+    }
+    times = turns(runs, ROUNDS, time.process_time)
     Path(f"{results}.{rank}").write_text(json.dumps(times))
     dist.destroy_process_group()
 

@@ -56,8 +56,8 @@ def test_answers_are_true(asked: list[tuple[Scene, list[Question]]]) -> None:
 def test_words_alone_do_not_tell(asked: list[tuple[Scene, list[Question]]]) -> None:
     """The commonest answer of a kind is right hardly more often than chance; of counts most are one or none."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
-    for _, questions in asked:
-        for question in questions:
+    for index, (scene, _) in enumerate(asked):
+        for question in questions_about(scene, "hard", index, each=99):
             answers[question.kind][question.answer] += 1
-    for kind, most in {"side": 0.58, "touching": 0.6, "where": 0.35, "what": 0.25, "count": 0.65}.items():
+    for kind, most in {"side": 0.501, "touching": 0.501, "where": 0.35, "what": 0.25, "count": 0.65}.items():
         assert answers[kind].most_common(1)[0][1] / answers[kind].total() < most, (kind, answers[kind])

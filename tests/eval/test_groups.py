@@ -100,6 +100,8 @@ def test_what_was_found_is_said_whichever_way_it_went() -> None:
     assert bad[0] == "dino is better than random init on 0 of 1 task, worse on 1."
     assert bad[1] == "clip is not shown to differ from random init on any of 1 task."
     assert any("clip over dino by +" in line for line in bad)
+    many = findings(results({"dino": 0.8, "ibot": 0.8, "clip": 0.2, "mae": 0.2}))
+    assert any("shown to differ: dino over clip and mae; ibot over clip and mae." in line for line in many)
     same = findings(results({"dino": 0.5, "clip": 0.5}))
     assert any("dino and clip are highest" in line and "no two objectives are shown to differ" in line for line in same)
     assert same[-1].startswith("Intervals and tests are over 3 trainings in pairs")

@@ -47,8 +47,8 @@ def test_the_network_to_use_is_the_teacher_where_the_objective_learns_from_it(
 
 
 def test_operations_are_those_of_forward_and_backward_passes(config: Callable[..., Config]) -> None:
-    """Two blocks more in the middle of DINO's network: the teacher sees two views with them, the student four, and going
-    back costs twice as much again. (Of the last block only the class token is asked for.)"""
+    """Two blocks more in the middle of DINO's network: the teacher sees two views with them, the student four, and
+    going back costs twice as much again. (Of the last block only the class token is asked for.)"""
     shallow, deep = (config("dino", "--model.depth", depth) for depth in ("4", "6"))
     source = open_data(shallow)
 

@@ -17,7 +17,7 @@ from dino_tower.pretrain.config import load_preset, read_config
 from dino_tower.pretrain.draws import Place
 from dino_tower.pretrain.multiblock import block_size, draw_blocks, place_blocks
 from dino_tower.pretrain.networks import make_networks
-from dino_tower.pretrain.objectives.ijepa import DrawBlocks, Ijepa, Targets, spread_of_pictures
+from dino_tower.pretrain.objectives.ijepa import DrawBlocks, Ijepa, Targets, variety
 from dino_tower.pretrain.objectives.masked_settings import IjepaConfig
 from dino_tower.pretrain.objectives.term import Inputs, Rates
 from dino_tower.pretrain.settings import Config, CropsConfig, ModelConfig
@@ -177,13 +177,36 @@ def test_a_perfect_predictor_has_nothing_to_learn() -> None:
 def test_what_tells_a_collapse() -> None:
     g = torch.Generator().manual_seed(0)
     healthy, place = torch.randn(64, 9, 50, generator=g), torch.randn(1, 9, 50, generator=g)
-    assert spread_of_pictures(healthy) == pytest.approx(1, abs=0.02)
-    assert spread_of_pictures(place.expand(64, -1, -1)) == 0  # each place its own answer, whatever the picture
-    assert spread_of_pictures(healthy[:1]) > 0.9  # of one picture: over its places
+    spread, rank = variety(healthy)
+    assert spread == pytest.approx(1, abs=0.02) and rank == pytest.approx(50, rel=0.15)
+    assert variety(place.expand(64, -1, -1))[0] < 1e-6  # each place its own answer, whatever the picture
+    assert variety(healthy[:1])[0] > 0.9  # of one picture: over its places
+    # pictures are unlike, but in one direction; in two, half of them in each
+    one = torch.randn(64, 9, 1, generator=g) * torch.randn(50, generator=g)
+    axes = torch.eye(50)[:2] * torch.randn(64, 9, 2, 1, generator=g)
+    assert variety(one)[0] > 0.5 and variety(one)[1] == pytest.approx(1, abs=1e-4)
+    assert variety(axes.sum(2))[1] == pytest.approx(2, abs=0.05)
     term = Ijepa(SETTINGS)
-    rule = term.rules()["targets-collapse"]
-    rows = [term.health(Targets(x, spread_of_pictures(x)), torch.zeros(())) for x in (healthy, place + 0.02 * healthy)]
-    assert [rule.sign(row) for row in rows] == [False, True]
+    rules = term.rules()
+    for x, rung in ((healthy, []), (place + 0.02 * healthy, ["targets-collapse"]),
+                    (one, ["targets-collapse-to-one-direction"])):  # fmt: skip
+        row = term.health(Targets(x, x), torch.zeros(()))
+        assert [name for name, rule in rules.items() if rule.sign(row)] == rung
+
+
+def test_a_teacher_that_does_not_lag_collapses_and_the_log_tells(pretrain) -> None:
+    """Into one direction, in which pictures still lie far apart: their spread looked healthy all the time."""
+    ranks, spreads = {}, {}
+    for name, momentum, lr in (("slow", "0.996", "0.001"), ("none", "0", "0.03")):
+        run = pretrain(name, "--objective", "ijepa", "--ijepa.width", "16", "--ijepa.depth", "2", "--ijepa.heads", "2",
+                       "--ijepa.least", "4", "--arch", "vitt8_siglip", "--steps", "50", "--teacher.momentum", momentum,
+                       "--teacher.momentum-end", momentum, "--optim.base-lr", lr, "--optim.warmup-epochs", "0",
+                       "--optim.clip", "0")  # fmt: skip
+        rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        last = [row for row in rows if row["kind"] == "step"][-25:]
+        ranks[name], spreads[name] = (np.median([row[f"target_{k}"] for row in last]) for k in ("rank", "spread"))
+    assert ranks["slow"] > 2.5 and ranks["none"] < 1.7
+    assert min(spreads.values()) > 0.4
 
 
 @pytest.mark.parametrize("arch", ["vits8_reg4", "vits8_siglip"])
@@ -193,7 +216,7 @@ def test_a_run_leaves_a_tower_that_exports(pretrain, tmp_path: Path, arch: str) 
                    "--monitor.knn-images", "40", "--optim.base-lr", "0.005", "--optim.warmup-epochs", "0")  # fmt: skip
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     steps = [row for row in rows if row["kind"] == "step"]
-    assert steps[-1]["loss"] < steps[0]["loss"] and all(0 < row["target_spread"] < 1.5 for row in steps)
+    assert steps[-1]["loss"] < steps[0]["loss"] and all(0.05 < row["target_spread"] <= 1 for row in steps)
     assert export_tower(run, tmp_path / "out") == 0
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(load_tower(tmp_path / "out")(x).patches, load_tower(run)(x).patches)

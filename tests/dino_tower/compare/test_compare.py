@@ -22,6 +22,7 @@ from dino_tower.pretrain.networks import make_networks
 from dino_tower.pretrain.settings import Config
 from dino_tower.run.log import read_run
 
+pytestmark = pytest.mark.timeout(600)  # four processes load torch; on a busy machine that takes minutes
 SMALL = """--pretrain.model.width 32 --pretrain.model.depth 2 --pretrain.model.heads 2 --pretrain.batch-size 8
     --pretrain.workers 0 --pretrain.crops.global-size 32 --pretrain.crops.local-size 16 --pretrain.crops.locals 2
     --pretrain.head.prototypes 64 --pretrain.head.hidden 32 --pretrain.head.bottleneck 16
