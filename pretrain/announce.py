@@ -13,14 +13,14 @@ from torch import nn
 
 from dino_tower import __version__
 from dino_tower.config import to_tree, to_yaml
-from dino_tower.pretrain.data import Beside
-from dino_tower.pretrain.draws import Place, draw_all
+from dino_tower.pretrain.loading.data import Beside
+from dino_tower.pretrain.loading.draws import Place, draw_all
+from dino_tower.pretrain.network.student_teacher import BatchStatistics
 from dino_tower.pretrain.objectives.settings import describe
 from dino_tower.pretrain.objectives.term import Inputs, Rates
 from dino_tower.pretrain.plan import Plan
 from dino_tower.pretrain.settings import Config
 from dino_tower.pretrain.state import Trained
-from dino_tower.pretrain.student_teacher import BatchStatistics
 from dino_tower.run.directory import RunDirectory
 from dino_tower.sources import Source
 

@@ -15,14 +15,14 @@ from transformers import PreTrainedModel
 
 from dino_tower.checkpoint import write_atomically
 from dino_tower.images import processor_for
-from dino_tower.pretrain.draws import Place, draw_all
-from dino_tower.pretrain.networks import make_networks
+from dino_tower.pretrain.loading.draws import Place, draw_all
+from dino_tower.pretrain.loading.pixels import mean_and_std
+from dino_tower.pretrain.network.networks import make_networks
+from dino_tower.pretrain.network.student_teacher import Student
 from dino_tower.pretrain.objectives.objective import beside, check_source, make_objective
 from dino_tower.pretrain.objectives.term import Inputs, Rates
-from dino_tower.pretrain.pixels import mean_and_std
 from dino_tower.pretrain.plan import make_plan
 from dino_tower.pretrain.settings import Config
-from dino_tower.pretrain.student_teacher import Student
 from dino_tower.sources import Source, open_sources, probe
 from dino_tower.tokens import patch_size
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dino_tower.config import Tree, from_tree, read_yaml, words_to_tree
 from dino_tower.errors import ConfigError, unknown
-from dino_tower.pretrain.lora_settings import check_lora
+from dino_tower.pretrain.network.lora_settings import check_lora
 from dino_tower.pretrain.objectives.settings import check_terms
 from dino_tower.pretrain.settings import Config
 from dino_tower.pretrain.stages import check_stage, hires, run_of, settings_of

@@ -15,11 +15,11 @@ from dino_tower.families import family_of
 from dino_tower.images import UnreadableImage
 from dino_tower.knn import knn_accuracy
 from dino_tower.pictures import PcaBasis, attention_picture, pca_basis, pca_picture, pca_scores
-from dino_tower.pretrain.lora import look_alike
-from dino_tower.pretrain.networks import make_backbone
-from dino_tower.pretrain.pixels import Normalise
+from dino_tower.pretrain.loading.pixels import Normalise
+from dino_tower.pretrain.network.lora import look_alike
+from dino_tower.pretrain.network.networks import make_backbone
+from dino_tower.pretrain.network.student_teacher import Network
 from dino_tower.pretrain.settings import Config
-from dino_tower.pretrain.student_teacher import Network
 from dino_tower.run.directory import RunDirectory
 from dino_tower.run.log import read_run
 from dino_tower.sources import NO_LABEL, Source

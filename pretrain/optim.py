@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dino_tower.pretrain.layer_decay import layer_multiplier
+from dino_tower.pretrain.algorithms.layer_decay import layer_multiplier
+from dino_tower.pretrain.network.student_teacher import Network
 from dino_tower.pretrain.settings import OptimConfig
-from dino_tower.pretrain.student_teacher import Network
 
 
 def parameter_groups(

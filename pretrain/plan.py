@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dino_tower.errors import ConfigError
+from dino_tower.pretrain.algorithms.schedules import Schedule, constant, cosine, per_step, stepped_warmup
 from dino_tower.pretrain.objectives.settings import weights
 from dino_tower.pretrain.objectives.term import Rates
-from dino_tower.pretrain.schedules import Schedule, constant, cosine, per_step, stepped_warmup
 from dino_tower.pretrain.settings import LR_SCALING, Config
 
 

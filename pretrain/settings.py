@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dino_tower.pretrain.crops import CropsConfig
-from dino_tower.pretrain.lora_settings import LoraConfig
+from dino_tower.pretrain.crops.views import CropsConfig
+from dino_tower.pretrain.network.lora_settings import LoraConfig
 from dino_tower.pretrain.objectives.control_settings import ClipConfig, SimclrConfig, SupervisedConfig
 from dino_tower.pretrain.objectives.masked_settings import IjepaConfig, MaeConfig
 from dino_tower.pretrain.objectives.settings import DistilConfig, GramConfig, IbotConfig, TermsConfig

@@ -25,9 +25,9 @@ from dino_tower import __version__
 from dino_tower.checkpoint import check_digests, checkpoints, load_tensors, save_tensors, write_digests
 from dino_tower.errors import ConfigError
 from dino_tower.pretrain.config import FREE_ON_RESUME
+from dino_tower.pretrain.network.student_teacher import Network
 from dino_tower.pretrain.objectives.objective import Objective
 from dino_tower.pretrain.settings import Config
-from dino_tower.pretrain.student_teacher import Network
 from dino_tower.run.state import (
     check_settings,
     copied,

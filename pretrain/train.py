@@ -24,17 +24,17 @@ from dino_tower.errors import ConfigError
 from dino_tower.images import processor_for
 from dino_tower.pretrain.announce import announcement, facts, farewell, try_step
 from dino_tower.pretrain.config import read_config
-from dino_tower.pretrain.data import Batch, build_loader
+from dino_tower.pretrain.loading.data import Batch, build_loader
+from dino_tower.pretrain.loading.pixels import Normalise, mean_and_std, to_device
 from dino_tower.pretrain.monitor import Monitor
-from dino_tower.pretrain.networks import make_networks
+from dino_tower.pretrain.network.networks import make_networks
+from dino_tower.pretrain.network.starts import take_over
+from dino_tower.pretrain.network.student_teacher import BatchStatistics, Student, update_teacher
 from dino_tower.pretrain.objectives.objective import beside, check_source, make_objective, mean_of
 from dino_tower.pretrain.optim import CLIP, OPTIMISERS, groups_of, set_rates
-from dino_tower.pretrain.pixels import Normalise, mean_and_std, to_device
 from dino_tower.pretrain.plan import make_plan, step_seed
 from dino_tower.pretrain.settings import Config
-from dino_tower.pretrain.starts import take_over
 from dino_tower.pretrain.state import Position, Trained, restore, snapshot
-from dino_tower.pretrain.student_teacher import BatchStatistics, Student, update_teacher
 from dino_tower.progress import Progress
 from dino_tower.run.directory import RunDirectory, refuse_or_resume
 from dino_tower.run.entry import guarded, quiet_libraries, say, start_accelerator

@@ -30,7 +30,7 @@ from dino_tower.sources import Source
 from dino_tower.tokens import width
 
 if TYPE_CHECKING:
-    from dino_tower.pretrain.student_teacher import Network
+    from dino_tower.pretrain.network.student_teacher import Network
 
 LOOKED_AT = 64  # pictures, before it is said that there are no captions
 

@@ -14,17 +14,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dino_tower.alarms import Rule, collapse_rules
-from dino_tower.pretrain.centre import Centre
-from dino_tower.pretrain.heads import DinoHead, Prototypes
-from dino_tower.pretrain.losses import dino_loss
+from dino_tower.pretrain.algorithms.centre import Centre
+from dino_tower.pretrain.algorithms.heads import DinoHead, Prototypes
+from dino_tower.pretrain.algorithms.losses import dino_loss
+from dino_tower.pretrain.algorithms.sinkhorn import SinkhornTargets
 from dino_tower.pretrain.objectives.term import Inputs, Parts, Rates, Seen, Term
 from dino_tower.pretrain.settings import Config
-from dino_tower.pretrain.sinkhorn import SinkhornTargets
 from dino_tower.sources import Source
 from dino_tower.tokens import width
 
 if TYPE_CHECKING:
-    from dino_tower.pretrain.student_teacher import Network
+    from dino_tower.pretrain.network.student_teacher import Network
 
 
 def head(config: Config, backbone: PreTrainedModel) -> Parts:

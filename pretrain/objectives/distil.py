@@ -29,7 +29,7 @@ from dino_tower.tokens import patch_size, tokens, width
 from dino_tower.tower import Tower, load_tower
 
 if TYPE_CHECKING:
-    from dino_tower.pretrain.student_teacher import Network
+    from dino_tower.pretrain.network.student_teacher import Network
 
 MOMENTUM = 0.99  # of the towers' statistics
 

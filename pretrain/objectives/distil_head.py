@@ -20,22 +20,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dino_tower.errors import ConfigError
-from dino_tower.pretrain.centre import Centre
-from dino_tower.pretrain.heads import DinoHead, Prototypes
-from dino_tower.pretrain.losses import dino_loss
+from dino_tower.pretrain.algorithms.centre import Centre
+from dino_tower.pretrain.algorithms.heads import DinoHead, Prototypes
+from dino_tower.pretrain.algorithms.losses import dino_loss
+from dino_tower.pretrain.algorithms.patch_loss import masked_weights, patch_loss
+from dino_tower.pretrain.network.starts import read_heads
 from dino_tower.pretrain.objectives.dino import centring, head, rows_of, sharpness
 from dino_tower.pretrain.objectives.distil import suited, towers
 from dino_tower.pretrain.objectives.ibot import Ibot
 from dino_tower.pretrain.objectives.term import Inputs, Parts, Rates, Seen, Term
-from dino_tower.pretrain.patch_loss import masked_weights, patch_loss
 from dino_tower.pretrain.settings import Config
-from dino_tower.pretrain.starts import read_heads
 from dino_tower.sources import Source
 from dino_tower.tokens import patch_size, tokens
 from dino_tower.tower import Tower
 
 if TYPE_CHECKING:
-    from dino_tower.pretrain.student_teacher import Network
+    from dino_tower.pretrain.network.student_teacher import Network
 
 LAYERS = {"shared": "head.last_layer", "mlp": "patch_prototypes", "separate": "patch_head.last_layer"}
 

@@ -25,7 +25,7 @@ from dino_tower.pretrain.settings import Config
 from dino_tower.tokens import patch_size, tokens
 
 if TYPE_CHECKING:
-    from dino_tower.pretrain.student_teacher import Network
+    from dino_tower.pretrain.network.student_teacher import Network
 
 SELF = "self"
 
@@ -86,7 +86,7 @@ class Anchor(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         # here, not above: networks are built of what the terms ask for
-        from dino_tower.pretrain.networks import make_backbone
+        from dino_tower.pretrain.network.networks import make_backbone
 
         gram, own = config.gram, config.gram.tower == SELF
         with torch.random.fork_rng(devices=[]):

@@ -8,8 +8,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_tower.pretrain.draws import Place
-from dino_tower.pretrain.masks import Grid, Mask, ibot_mask, strata, stratum_mask
+from dino_tower.pretrain.algorithms.masks import Grid, Mask, ibot_mask, strata, stratum_mask
+from dino_tower.pretrain.loading.draws import Place
 
 
 @dataclass(frozen=True)

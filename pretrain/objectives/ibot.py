@@ -14,18 +14,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dino_tower.alarms import Rule, collapse_rules
-from dino_tower.pretrain.draws import Draw
-from dino_tower.pretrain.heads import DinoHead, Prototypes
+from dino_tower.pretrain.algorithms.heads import DinoHead, Prototypes
+from dino_tower.pretrain.algorithms.patch_loss import masked_weights, patch_loss
+from dino_tower.pretrain.loading.draws import Draw
 from dino_tower.pretrain.objectives.dino import centring, head, rows_of, sharpness
 from dino_tower.pretrain.objectives.hidden import DrawMasks
 from dino_tower.pretrain.objectives.term import Inputs, Parts, Rates, Seen, Term
-from dino_tower.pretrain.patch_loss import masked_weights, patch_loss
 from dino_tower.pretrain.settings import Config
 from dino_tower.sources import Source
 from dino_tower.tokens import width
 
 if TYPE_CHECKING:
-    from dino_tower.pretrain.student_teacher import Network
+    from dino_tower.pretrain.network.student_teacher import Network
 
 
 class Ibot(Term):

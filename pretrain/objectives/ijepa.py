@@ -27,18 +27,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dino_tower.alarms import Rule
-from dino_tower.pretrain.draws import Place
-from dino_tower.pretrain.multiblock import Blocks, Grid, draw_blocks
+from dino_tower.pretrain.algorithms.multiblock import Blocks, Grid, draw_blocks
+from dino_tower.pretrain.loading.draws import Place
+from dino_tower.pretrain.network.predictor import Predictor
+from dino_tower.pretrain.network.visible import visible_tokens
 from dino_tower.pretrain.objectives.masked_settings import IjepaConfig
 from dino_tower.pretrain.objectives.term import Inputs, Parts, Rates, Seen, Term
-from dino_tower.pretrain.predictor import Predictor
 from dino_tower.pretrain.settings import Config
-from dino_tower.pretrain.visible import visible_tokens
 from dino_tower.sources import Source
 from dino_tower.tokens import patch_size, tokens, width
 
 if TYPE_CHECKING:
-    from dino_tower.pretrain.student_teacher import Network
+    from dino_tower.pretrain.network.student_teacher import Network
 
 LEAST_SPREAD, LEAST_RANK = 0.05, 1.5  # below which targets have collapsed
 

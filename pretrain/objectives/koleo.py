@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from dino_tower.pretrain.koleo import koleo
+from dino_tower.pretrain.algorithms.koleo import koleo
 from dino_tower.pretrain.objectives.term import Inputs, Rates, Seen, Term
 
 if TYPE_CHECKING:
-    from dino_tower.pretrain.student_teacher import Network
+    from dino_tower.pretrain.network.student_teacher import Network
 
 
 class Koleo(Term):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dino_tower.alarms import Rule
-from dino_tower.pretrain.data import Beside
+from dino_tower.pretrain.loading.data import Beside
 from dino_tower.pretrain.objectives.clip import Clip
 from dino_tower.pretrain.objectives.dino import Dino
 from dino_tower.pretrain.objectives.distil import Distil
@@ -28,7 +28,7 @@ from dino_tower.pretrain.settings import Config
 from dino_tower.sources import Source
 
 if TYPE_CHECKING:
-    from dino_tower.pretrain.student_teacher import Network
+    from dino_tower.pretrain.network.student_teacher import Network
 
 # A name is also a setting: TermsConfig has its weight, and its parts are made in this order.
 TERMS: dict[str, type[Term]] = {

@@ -23,7 +23,7 @@ from dino_tower.sources import NO_LABEL, Source
 from dino_tower.tokens import width
 
 if TYPE_CHECKING:
-    from dino_tower.pretrain.student_teacher import Network
+    from dino_tower.pretrain.network.student_teacher import Network
 
 
 class Supervised(Term):

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dino_tower.alarms import Rule
-from dino_tower.pretrain.draws import Draw
+from dino_tower.pretrain.loading.draws import Draw
 from dino_tower.pretrain.settings import Config
 from dino_tower.sources import Source
 
 if TYPE_CHECKING:
-    from dino_tower.pretrain.student_teacher import Network
+    from dino_tower.pretrain.network.student_teacher import Network
 
 Parts = dict[str, Callable[[], nn.Module]]
 

@@ -93,7 +93,7 @@ def composed_reference(path: Path) -> Callable[[], object]:
 def ours(path: Path, back_end: str) -> Callable[[], object]:
     """Decode, draw and cut as the loader does."""
     from dino_tower.images import read_sized
-    from dino_tower.pretrain.crops import CropsConfig, at_least, draw_views, make_views
+    from dino_tower.pretrain.crops.views import CropsConfig, at_least, draw_views, make_views
 
     config = CropsConfig(back_end=back_end)
     rng = np.random.default_rng(0)

@@ -25,9 +25,9 @@ from paired import Row, row, show, turns
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from dino_tower.pretrain.centre import Centre
-from dino_tower.pretrain.heads import Prototypes
-from dino_tower.pretrain.losses import dino_loss
+from dino_tower.pretrain.algorithms.centre import Centre
+from dino_tower.pretrain.algorithms.heads import Prototypes
+from dino_tower.pretrain.algorithms.losses import dino_loss
 
 VIEWS, BATCH, BOTTLENECK, PROTOTYPES = 10, 16, 256, 65536
 TEMPERATURE, TEACHER_TEMPERATURE, MOMENTUM = 0.1, 0.04, 0.9

@@ -15,7 +15,7 @@ import torch
 from bench_step import BATCH, crops, step_of
 from paired import Row, row, show, turns
 
-from dino_tower.pretrain.draws import Place
+from dino_tower.pretrain.loading.draws import Place
 from dino_tower.pretrain.objectives.objective import beside
 from dino_tower.pretrain.objectives.settings import IbotConfig
 from dino_tower.pretrain.objectives.term import Inputs

@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from dino_tower.pretrain.networks import make_networks
+from dino_tower.pretrain.network.networks import make_networks
+from dino_tower.pretrain.network.student_teacher import BatchStatistics, Student, update_teacher
 from dino_tower.pretrain.objectives.objective import make_objective
 from dino_tower.pretrain.objectives.term import Inputs, Rates
 from dino_tower.pretrain.optim import CLIP, OPTIMISERS, groups_of, set_rates
 from dino_tower.pretrain.settings import ComputeConfig, Config
-from dino_tower.pretrain.student_teacher import BatchStatistics, Student, update_teacher
 
 BATCH, LOCALS, PROTOTYPES = 8, 8, 65536
 LR, WEIGHT_DECAY, MOMENTUM, CLIP_AT, TEACHER_TEMPERATURE = 1e-4, 0.04, 0.996, 3.0, 0.04

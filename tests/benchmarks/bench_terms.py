@@ -31,8 +31,8 @@ from bench_loss import peak
 from paired import Row, row, show, turns
 from torch import Tensor, nn
 
-from dino_tower.pretrain.koleo import koleo
-from dino_tower.pretrain.sinkhorn import sinkhorn
+from dino_tower.pretrain.algorithms.koleo import koleo
+from dino_tower.pretrain.algorithms.sinkhorn import sinkhorn
 
 ROWS, PROTOTYPES, TEMPERATURE, WORLD, ROUNDS = 64, 65536, 0.04, 2, 15
 QUOTIENT = 500  # logit / temperature

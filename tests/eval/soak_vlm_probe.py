@@ -23,4 +23,4 @@ def test_trained_above_untrained_above_blind(tmp_path: Path) -> None:
         print(metric, interval(parts), interval(twin.parts[metric]), compare(parts, twin.parts[metric]))
     assert compare(own.parts["accuracy"], twin.parts["accuracy"]).low > 0
     assert interval(twin.parts["gain"]).low > 0
-    assert max(own.seconds, twin.seconds) < 8 * 60
+    assert twin.seconds < 8 * 60  # the first tower's seconds hold the blind model's, which all towers share

@@ -25,7 +25,7 @@ from dino_tower.eval.vlm_probe.language_model import SmallVLM
 from dino_tower.scenes.questions import Question
 
 COLOURS, SHAPES, SIDE = ("red", "blue", "green"), ("ring", "bar", "star"), 2
-PLAN = Plan(steps=250, epochs=100, pictures=12, questions=6, lr=4e-3, width=64, heads=2)
+PLAN = Plan(steps=250, epochs=100, pictures=16, questions=8, lr=4e-3, width=64, heads=2)
 Things = list[tuple[int, str, str]]  # place in the grid, colour, shape
 
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dino_tower import load_tower
 from dino_tower.pretrain.beforehand import facts_of, open_data, write_untrained
 from dino_tower.pretrain.config import read_config
-from dino_tower.pretrain.networks import make_networks
+from dino_tower.pretrain.network.networks import make_networks
 from dino_tower.pretrain.settings import Config
 from dino_tower.tokens import tokens
 

@@ -20,11 +20,11 @@ from dino_tower.checkpoint import BackgroundWriter, check_digests, replace_text,
 from dino_tower.config import to_tree
 from dino_tower.errors import ConfigError
 from dino_tower.images import processor_for
-from dino_tower.pretrain.heads import DinoHead
+from dino_tower.pretrain.algorithms.heads import DinoHead
+from dino_tower.pretrain.network.student_teacher import Network, make_teacher
 from dino_tower.pretrain.objectives.objective import make_objective
 from dino_tower.pretrain.settings import Config, HeadConfig
 from dino_tower.pretrain.state import Position, Trained, restore, snapshot
-from dino_tower.pretrain.student_teacher import Network, make_teacher
 from dino_tower.run.directory import RunDirectory
 
 NOBODY = 65534

@@ -18,8 +18,9 @@ from transformers import AutoModel, AutoProcessor
 from dino_tower import export_tower, load_tower
 from dino_tower.dual import TextSide, joined
 from dino_tower.errors import ConfigError
-from dino_tower.pretrain.data import Beside, build_loader
-from dino_tower.pretrain.networks import make_networks
+from dino_tower.pretrain.loading.data import Beside, build_loader
+from dino_tower.pretrain.network.networks import make_networks
+from dino_tower.pretrain.network.student_teacher import Network
 from dino_tower.pretrain.objectives.clip import Clip, captions_of
 from dino_tower.pretrain.objectives.control_settings import ClipConfig
 from dino_tower.pretrain.objectives.objective import beside, make_objective
@@ -27,7 +28,6 @@ from dino_tower.pretrain.objectives.settings import TermsConfig
 from dino_tower.pretrain.objectives.term import Inputs, Rates
 from dino_tower.pretrain.optim import groups_of
 from dino_tower.pretrain.settings import Config, CropsConfig, ModelConfig
-from dino_tower.pretrain.student_teacher import Network
 from dino_tower.sources import Sample, Source, open_source
 from dino_tower.tokens import tokens
 

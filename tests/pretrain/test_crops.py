@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import functional as F
 
-from dino_tower.pretrain.crops import CropsConfig, View, at_least, draw_views, make_views
+from dino_tower.pretrain.crops.views import CropsConfig, View, at_least, draw_views, make_views
 
 ADJUST = {
     "brightness": F.adjust_brightness,

@@ -16,7 +16,16 @@ from PIL import Image
 from torchvision import transforms
 
 from dino_tower.errors import ConfigError
-from dino_tower.pretrain.crops import COLUMNS, JITTERS, ORDERS, CropsConfig, View, at_least, draw_views, make_views
+from dino_tower.pretrain.crops.views import (
+    COLUMNS,
+    JITTERS,
+    ORDERS,
+    CropsConfig,
+    View,
+    at_least,
+    draw_views,
+    make_views,
+)
 
 ALPHA = 1e-4
 Z = 3.89  # two-sided normal quantile of ALPHA

@@ -20,9 +20,9 @@ from numbered import Numbers, number_views, slow_views
 from small_pictures import COUNT, png, write_folder
 
 from dino_tower.errors import ConfigError
-from dino_tower.pretrain.crops import CropsConfig, draw_views, make_views
-from dino_tower.pretrain.data import Batch, build_loader, check_shared_memory
-from dino_tower.pretrain.order import epoch_order, sample_rng
+from dino_tower.pretrain.crops.views import CropsConfig, draw_views, make_views
+from dino_tower.pretrain.loading.data import Batch, build_loader, check_shared_memory
+from dino_tower.pretrain.loading.order import epoch_order, sample_rng
 from dino_tower.sources import Mixture, Source, SourceOptions, open_source
 
 CROPS = CropsConfig(global_size=16, local_size=8, locals=2)
@@ -137,7 +137,7 @@ import os, signal, sys
 sys.path.insert(0, {here!r})
 import psutil
 from numbered import Numbers, slow_views
-from dino_tower.pretrain.data import build_loader
+from dino_tower.pretrain.loading.data import build_loader
 loader = build_loader(Numbers(4000), slow_views, seed=0, batch_size=4, total_steps=900, workers=2, start_method="fork")
 next(loader)
 print(*[child.pid for child in psutil.Process().children()], flush=True)

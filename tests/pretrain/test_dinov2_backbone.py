@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from dino_tower.pretrain.config import load_preset
-from dino_tower.pretrain.networks import make_backbone
+from dino_tower.pretrain.network.networks import make_backbone
+from dino_tower.pretrain.network.student_teacher import Network, make_teacher
 from dino_tower.pretrain.objectives.settings import describe
 from dino_tower.pretrain.settings import Config, CropsConfig, ModelConfig
-from dino_tower.pretrain.student_teacher import Network, make_teacher
 
 WIDTH, DEPTH = 32, 4
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from dino_tower import load_tower
 from dino_tower.config import to_tree
 from dino_tower.pretrain.config import load_preset
-from dino_tower.pretrain.networks import make_networks
+from dino_tower.pretrain.network.networks import make_networks
 from dino_tower.pretrain.objectives.objective import make_objective
 from dino_tower.pretrain.objectives.settings import describe
 from dino_tower.pretrain.plan import make_plan

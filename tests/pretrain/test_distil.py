@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from dino_tower import load_tower
+from dino_tower.pretrain.network.student_teacher import Network
 from dino_tower.pretrain.objectives.distil import Standard, gap, suited
 from dino_tower.pretrain.objectives.gram import Gram
 from dino_tower.pretrain.objectives.settings import GramConfig, TermsConfig
 from dino_tower.pretrain.objectives.term import Inputs, Rates, Seen
 from dino_tower.pretrain.settings import Config, CropsConfig
-from dino_tower.pretrain.student_teacher import Network
 from dino_tower.tokens import tokens
 
 FLAGS = ("--objective", "distil", "--crops.locals", "0", "--distil.hidden", "32", "--optim.warmup-epochs", "0")

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 
 from dino_tower import export_tower, load_tower
 from dino_tower.checkpoint import load_tensors
-from dino_tower.pretrain.heads import DinoHead, Prototypes
+from dino_tower.pretrain.algorithms.heads import DinoHead, Prototypes
+from dino_tower.pretrain.network.student_teacher import Network
 from dino_tower.pretrain.objectives.distil import suited
 from dino_tower.pretrain.objectives.distil_head import DistilHead, frozen
 from dino_tower.pretrain.objectives.settings import DistilConfig
 from dino_tower.pretrain.objectives.term import Inputs, Rates, Seen
 from dino_tower.pretrain.settings import Config, CropsConfig, HeadConfig
-from dino_tower.pretrain.student_teacher import Network
 from dino_tower.tokens import tokens
 
 FLAGS = ("--objective", "distil_head", "--model.drop-path", "0", "--optim.warmup-epochs", "0", "--model.width", "16")

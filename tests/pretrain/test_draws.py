@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dino_tower.pretrain.data import Batch, Beside, build_loader
-from dino_tower.pretrain.draws import Place
+from dino_tower.pretrain.loading.data import Batch, Beside, build_loader
+from dino_tower.pretrain.loading.draws import Place
 from dino_tower.sources import Sample, Source
 
 

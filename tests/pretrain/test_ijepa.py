@@ -13,15 +13,15 @@ import torch.nn.functional as F
 
 from dino_tower import export_tower, load_tower
 from dino_tower.errors import ConfigError
+from dino_tower.pretrain.algorithms.multiblock import block_size, draw_blocks, place_blocks
 from dino_tower.pretrain.config import load_preset, read_config
-from dino_tower.pretrain.draws import Place
-from dino_tower.pretrain.multiblock import block_size, draw_blocks, place_blocks
-from dino_tower.pretrain.networks import make_networks
+from dino_tower.pretrain.loading.draws import Place
+from dino_tower.pretrain.network.networks import make_networks
+from dino_tower.pretrain.network.visible import visible_tokens
 from dino_tower.pretrain.objectives.ijepa import DrawBlocks, Ijepa, Targets, variety
 from dino_tower.pretrain.objectives.masked_settings import IjepaConfig
 from dino_tower.pretrain.objectives.term import Inputs, Rates
 from dino_tower.pretrain.settings import Config, CropsConfig, ModelConfig
-from dino_tower.pretrain.visible import visible_tokens
 from dino_tower.tokens import tokens
 
 BATCH, SIDE, PATCH, RATES, DRAWS = 3, 6, 8, Rates(0.04), 2000

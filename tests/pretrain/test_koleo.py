@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dino_tower.pretrain import koleo as module
-from dino_tower.pretrain.koleo import koleo, nearest
+from dino_tower.pretrain.algorithms import koleo as module
+from dino_tower.pretrain.algorithms.koleo import koleo, nearest
 
 
 def points(rows: int, width: int = 8) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dino_tower.architectures import build
-from dino_tower.pretrain.layer_decay import layer_multiplier
+from dino_tower.pretrain.algorithms.layer_decay import layer_multiplier
 
 
 @pytest.mark.parametrize("arch", ["vitt16", "vitt16_reg4", "vitt16_rope", "vitt16_clip", "vitt16_siglip"])

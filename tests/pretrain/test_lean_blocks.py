@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Dinov2Model, PreTrainedModel
 
 from dino_tower.architectures import build
-from dino_tower.pretrain.lean_blocks import LEAN, class_tokens, make_lean
+from dino_tower.pretrain.network.lean_blocks import LEAN, class_tokens, make_lean
 from dino_tower.tokens import tokens
 
 GRID = 4

@@ -20,9 +20,9 @@ from dino_tower.errors import ConfigError
 from dino_tower.export.writing import export_tower
 from dino_tower.images import processor_for
 from dino_tower.pretrain.config import read_config
-from dino_tower.pretrain.networks import make_networks
+from dino_tower.pretrain.network.networks import make_networks
+from dino_tower.pretrain.network.student_teacher import Network, update_teacher
 from dino_tower.pretrain.optim import groups_of
-from dino_tower.pretrain.student_teacher import Network, update_teacher
 
 SIDE, PATCH = 32, 8
 FLAGS = {

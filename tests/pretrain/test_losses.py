@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dino_tower.pretrain import losses
-from dino_tower.pretrain.losses import dino_loss
+from dino_tower.pretrain.algorithms import losses
+from dino_tower.pretrain.algorithms.losses import dino_loss
 
 
 def published(z: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:

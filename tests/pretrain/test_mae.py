@@ -14,15 +14,15 @@ from dino_tower import export_tower, load_tower
 from dino_tower.errors import ConfigError
 from dino_tower.families.of_transformers import patchify, unpatchify
 from dino_tower.pretrain.config import load_preset, read_config
-from dino_tower.pretrain.draws import Place
-from dino_tower.pretrain.networks import make_networks
+from dino_tower.pretrain.loading.draws import Place
+from dino_tower.pretrain.network.networks import make_networks
+from dino_tower.pretrain.network.predictor import sincos_positions
+from dino_tower.pretrain.network.student_teacher import Network
 from dino_tower.pretrain.objectives.mae import DrawSeen, Mae
 from dino_tower.pretrain.objectives.masked_settings import MaeConfig, kept_patches
 from dino_tower.pretrain.objectives.term import Inputs, Rates
 from dino_tower.pretrain.optim import OPTIMISERS, groups_of
-from dino_tower.pretrain.predictor import sincos_positions
 from dino_tower.pretrain.settings import Config, CropsConfig, ModelConfig
-from dino_tower.pretrain.student_teacher import Network
 
 BATCH, SIDE, PATCH, SEEN, RATES = 3, 4, 8, 4, Rates(0.04)
 SETTINGS = Config(

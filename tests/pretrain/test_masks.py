@@ -7,9 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from dino_tower.pretrain import masks as module
-from dino_tower.pretrain.draws import Place
-from dino_tower.pretrain.masks import (
+from dino_tower.pretrain.algorithms import masks as module
+from dino_tower.pretrain.algorithms.masks import (
     ASPECT,
     block_mask,
     draw_block,
@@ -17,6 +16,7 @@ from dino_tower.pretrain.masks import (
     random_mask,
     stratified_masks,
 )
+from dino_tower.pretrain.loading.draws import Place
 from dino_tower.pretrain.objectives import hidden
 from dino_tower.pretrain.objectives.hidden import DrawMasks
 

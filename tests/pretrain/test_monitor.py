@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from dino_tower import load_tower
+from dino_tower.pretrain.loading.pixels import Normalise
 from dino_tower.pretrain.monitor import Falling, rankme
 from dino_tower.pretrain.objectives.dino import Dino, sharpness
-from dino_tower.pretrain.pixels import Normalise
 from dino_tower.pretrain.settings import Config, HeadConfig
 
 

@@ -132,7 +132,7 @@ def test_a_run_leaves_a_tower_that_loads_and_exports(pretrain, name: str, tmp_pa
 def test_a_step_with_nothing_finite_changes_nothing(pretrain, monkeypatch, name: str) -> None:
     """Neither the two networks nor the optimiser nor either centre, of class tokens and of patches."""
     from dino_tower.pretrain import train
-    from dino_tower.pretrain.pixels import Normalise
+    from dino_tower.pretrain.loading.pixels import Normalise
 
     calls = 0
 

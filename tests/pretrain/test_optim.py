@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from dino_tower.architectures import build
-from dino_tower.pretrain.heads import DinoHead
+from dino_tower.pretrain.algorithms.heads import DinoHead
+from dino_tower.pretrain.network.student_teacher import Network
 from dino_tower.pretrain.optim import (
     LARS,
     clip_global,
@@ -16,7 +17,6 @@ from dino_tower.pretrain.optim import (
     set_rates,
 )
 from dino_tower.pretrain.settings import OptimConfig
-from dino_tower.pretrain.student_teacher import Network
 
 
 def test_tokens_and_positions_are_decayed_biases_and_norms_are_not() -> None:

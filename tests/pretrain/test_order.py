@@ -11,8 +11,8 @@ import torch
 from numbered import Numbers, number_views
 
 from dino_tower.errors import ConfigError
-from dino_tower.pretrain.data import Batch, build_loader
-from dino_tower.pretrain.order import epoch_order, steps_in_epoch
+from dino_tower.pretrain.loading.data import Batch, build_loader
+from dino_tower.pretrain.loading.order import epoch_order, steps_in_epoch
 from dino_tower.sources import Mixture, Source
 
 

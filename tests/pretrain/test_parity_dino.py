@@ -12,15 +12,15 @@ from transformers import Dinov2Config, Dinov2Model
 
 from dino_tower.convert import native_to_original, original_to_native
 from dino_tower.positions import use_reference_interpolation
-from dino_tower.pretrain.centre import Centre
-from dino_tower.pretrain.heads import DinoHead
-from dino_tower.pretrain.losses import dino_loss
+from dino_tower.pretrain.algorithms.centre import Centre
+from dino_tower.pretrain.algorithms.heads import DinoHead
+from dino_tower.pretrain.algorithms.losses import dino_loss
+from dino_tower.pretrain.algorithms.schedules import cosine, stepped_warmup
+from dino_tower.pretrain.network.student_teacher import Network, Student, make_teacher, update_teacher
 from dino_tower.pretrain.objectives.objective import make_objective
 from dino_tower.pretrain.objectives.term import Inputs, Rates
 from dino_tower.pretrain.optim import CLIP, OPTIMISERS, parameter_groups, set_rates
-from dino_tower.pretrain.schedules import cosine, stepped_warmup
 from dino_tower.pretrain.settings import Config, HeadConfig, LossConfig
-from dino_tower.pretrain.student_teacher import Network, Student, make_teacher, update_teacher
 from dino_tower.tokens import last_attention, tokens
 
 STUDENT_TEMPERATURE = 0.1  # the constants that are not in the files: tests/parity/README.md

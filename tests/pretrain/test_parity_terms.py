@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from dino_tower.pretrain.centre import Centre
-from dino_tower.pretrain.koleo import koleo
-from dino_tower.pretrain.layer_decay import layer_multiplier
-from dino_tower.pretrain.losses import dino_loss
-from dino_tower.pretrain.patch_loss import masked_weights, patch_loss
-from dino_tower.pretrain.schedules import stepped_warmup
-from dino_tower.pretrain.sinkhorn import sinkhorn
+from dino_tower.pretrain.algorithms.centre import Centre
+from dino_tower.pretrain.algorithms.koleo import koleo
+from dino_tower.pretrain.algorithms.layer_decay import layer_multiplier
+from dino_tower.pretrain.algorithms.losses import dino_loss
+from dino_tower.pretrain.algorithms.patch_loss import masked_weights, patch_loss
+from dino_tower.pretrain.algorithms.schedules import stepped_warmup
+from dino_tower.pretrain.algorithms.sinkhorn import sinkhorn
 
 IBOT_TEMPERATURES = (0.04, 0.07, 2)  # not in the file: first, last, epochs of warm-up (tests/parity/README.md)
 IBOT_STUDENT_TEMPERATURE = 0.1

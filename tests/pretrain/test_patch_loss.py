@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dino_tower.pretrain import losses
-from dino_tower.pretrain.patch_loss import masked_weights, patch_loss
+from dino_tower.pretrain.algorithms import losses
+from dino_tower.pretrain.algorithms.patch_loss import masked_weights, patch_loss
 
 
 def plain(z, weight, targets, weights, temperature=0.1):

@@ -17,7 +17,9 @@ LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 SPY = """
 import json, os, sys
 import torch
-from dino_tower.pretrain import centre, train, student_teacher
+from dino_tower.pretrain import train
+from dino_tower.pretrain.algorithms import centre
+from dino_tower.pretrain.network import student_teacher
 seen = []
 forward = student_teacher.Student.forward
 def spy(self, inputs, targets, rates):
@@ -130,7 +132,7 @@ def test_batch_norm_uses_the_joint_batch(tmp_path) -> None:
     script = tmp_path / "norm.py"
     script.write_text(
         "import torch, torch.distributed as dist\n"
-        "from dino_tower.pretrain.synchronised import synchronise_batch_norm\n"
+        "from dino_tower.pretrain.network.synchronised import synchronise_batch_norm\n"
         "dist.init_process_group('gloo'); rank = dist.get_rank(); assert dist.get_world_size() == 2\n"
         "torch.manual_seed(0); x = torch.randn(8, 3, 4, 4) * 3 + 1; g = torch.randn(8, 3, 4, 4)\n"
         "plain, ours = (torch.nn.Sequential(torch.nn.BatchNorm2d(3)) for _ in range(2))\n"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dino_tower.pretrain.networks import make_networks
+from dino_tower.pretrain.network.networks import make_networks
 from dino_tower.pretrain.objectives.control_settings import SimclrConfig
 from dino_tower.pretrain.objectives.objective import make_objective
 from dino_tower.pretrain.objectives.simclr import Simclr, nt_xent

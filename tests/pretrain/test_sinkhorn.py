@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dino_tower.pretrain.sinkhorn import sinkhorn
+from dino_tower.pretrain.algorithms.sinkhorn import sinkhorn
 
 
 def logits(rows: int, prototypes: int, scale: float = 1.0) -> torch.Tensor:

@@ -17,9 +17,9 @@ from PIL import Image
 from small_pictures import COUNT, png, write_folder
 
 from dino_tower.errors import ConfigError
-from dino_tower.pretrain.crops import CropsConfig
-from dino_tower.pretrain.data import Batch, build_loader
-from dino_tower.pretrain.order import epoch_order
+from dino_tower.pretrain.crops.views import CropsConfig
+from dino_tower.pretrain.loading.data import Batch, build_loader
+from dino_tower.pretrain.loading.order import epoch_order
 from dino_tower.sources import Source, open_source
 from dino_tower.sources.skipped import SkippedLog, TooManySkipped
 

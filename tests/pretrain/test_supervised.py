@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dino_tower import export_tower, load_tower
 from dino_tower.errors import ConfigError
-from dino_tower.pretrain.networks import make_networks
+from dino_tower.pretrain.network.networks import make_networks
 from dino_tower.pretrain.objectives.control_settings import SupervisedConfig
 from dino_tower.pretrain.objectives.objective import make_objective
 from dino_tower.pretrain.objectives.supervised import Supervised, information, labelled_mean

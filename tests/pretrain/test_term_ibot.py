@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dino_tower.pretrain.networks import make_networks
+from dino_tower.pretrain.network.networks import make_networks
 from dino_tower.pretrain.objectives.ibot import Ibot
 from dino_tower.pretrain.objectives.objective import make_objective
 from dino_tower.pretrain.objectives.settings import IbotConfig, TermsConfig

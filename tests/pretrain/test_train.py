@@ -172,7 +172,7 @@ def test_a_step_with_nothing_finite_changes_nothing(pretrain, monkeypatch) -> No
     No checkpoint is written at a bad step, where a run could only go back to the same trouble, but at the end.
     """
     from dino_tower.pretrain import train
-    from dino_tower.pretrain.pixels import Normalise
+    from dino_tower.pretrain.loading.pixels import Normalise
 
     calls = 0
 

@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dino_tower.architectures import build
 from dino_tower.errors import ConfigError
-from dino_tower.pretrain.lean_blocks import make_lean
-from dino_tower.pretrain.visible import visible_tokens
+from dino_tower.pretrain.network.lean_blocks import make_lean
+from dino_tower.pretrain.network.visible import visible_tokens
 from dino_tower.tokens import tokens
 
 CLASSES = ("vitt8", "vitt8_reg4", "vitt8_rope", "vitt8_siglip", "vitt8_clip")

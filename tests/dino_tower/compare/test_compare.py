@@ -18,7 +18,7 @@ from dino_tower import load_tower
 from dino_tower.cli import main
 from dino_tower.config import from_tree, read_yaml
 from dino_tower.eval.results import read_results
-from dino_tower.pretrain.networks import make_networks
+from dino_tower.pretrain.network.networks import make_networks
 from dino_tower.pretrain.settings import Config
 from dino_tower.run.log import read_run
 

@@ -28,13 +28,13 @@ BackEnd = tuple[Callable[[Image.Image], Any], Callable[..., np.ndarray]]
 
 
 def _fast() -> BackEnd:
-    from dino_tower.pretrain.crops_fast import fast_source, fast_view
+    from dino_tower.pretrain.crops.fast import fast_source, fast_view
 
     return fast_source, fast_view
 
 
 def _exact() -> BackEnd:
-    from dino_tower.pretrain.crops_exact import exact_source, exact_view
+    from dino_tower.pretrain.crops.exact import exact_source, exact_view
 
     return exact_source, exact_view
 

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dino_tower.positions import rescale_at_random
-from dino_tower.pretrain.heads import Prototypes
-from dino_tower.pretrain.lean_blocks import class_tokens
+from dino_tower.pretrain.algorithms.heads import Prototypes
+from dino_tower.pretrain.network.lean_blocks import class_tokens
 from dino_tower.pretrain.objectives.objective import Losses, Objective
 from dino_tower.pretrain.objectives.term import Inputs, Rates, Seen
 from dino_tower.tokens import tokens
 
 if TYPE_CHECKING:
-    from dino_tower.pretrain.lora import Adapter
+    from dino_tower.pretrain.network.lora import Adapter
 
 
 class Network(nn.Module):

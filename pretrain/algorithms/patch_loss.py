@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dino_tower.pretrain.losses import LastLayer
+from dino_tower.pretrain.algorithms.losses import LastLayer
 
 
 def masked_weights(masks: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 if TYPE_CHECKING:
-    from dino_tower.pretrain.crops import View
+    from dino_tower.pretrain.crops.views import View
 
 LUMA = (0.299, 0.587, 0.114)  # the greyscale of PIL and of OpenCV
 BLUR_PASSES = 3  # PIL's GaussianBlur

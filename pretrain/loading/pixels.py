@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dino_tower.images import IMAGENET_MEAN, IMAGENET_STD
-from dino_tower.pretrain.data import Batch
+from dino_tower.pretrain.loading.data import Batch
 from dino_tower.pretrain.objectives.term import Inputs
 from dino_tower.pretrain.settings import PixelsConfig
 from dino_tower.sources import Source

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from dino_tower.errors import ConfigError
 from dino_tower.images import UnreadableImage
-from dino_tower.pretrain.crops import CropsConfig, at_least, draw_views, make_views
-from dino_tower.pretrain.draws import Draw, Place, draw_all
-from dino_tower.pretrain.order import BatchKey, Order, batch_keys, epoch_order, sample_rng, steps_in_epoch
+from dino_tower.pretrain.crops.views import CropsConfig, at_least, draw_views, make_views
+from dino_tower.pretrain.loading.draws import Draw, Place, draw_all
+from dino_tower.pretrain.loading.order import BatchKey, Order, batch_keys, epoch_order, sample_rng, steps_in_epoch
 from dino_tower.sources import NO_LABEL, Mixture, Sample, Source, load_batches
 from dino_tower.sources.skipped import SkippedLog, TooManySkipped
 from dino_tower.sources.workers import read_ahead

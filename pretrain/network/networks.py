@@ -8,15 +8,15 @@ from transformers import PreTrainedModel
 from dino_tower.architectures import build
 from dino_tower.errors import ConfigError
 from dino_tower.positions import rescale_at_random, use_reference_interpolation
-from dino_tower.pretrain import lora
-from dino_tower.pretrain.lean_blocks import make_lean
-from dino_tower.pretrain.lora_settings import TOWER
+from dino_tower.pretrain.network import lora
+from dino_tower.pretrain.network.lean_blocks import make_lean
+from dino_tower.pretrain.network.lora_settings import TOWER
+from dino_tower.pretrain.network.starts import weights_of
+from dino_tower.pretrain.network.student_teacher import Network, make_teacher
+from dino_tower.pretrain.network.synchronised import synchronise_batch_norm
 from dino_tower.pretrain.objectives.objective import hides, parts_of, student_only
 from dino_tower.pretrain.settings import Config
-from dino_tower.pretrain.starts import weights_of
 from dino_tower.pretrain.state import load_backbone
-from dino_tower.pretrain.student_teacher import Network, make_teacher
-from dino_tower.pretrain.synchronised import synchronise_batch_norm
 from dino_tower.sources import Source
 from dino_tower.tokens import patch_size
 

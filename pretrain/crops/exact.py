@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 if TYPE_CHECKING:
-    from dino_tower.pretrain.crops import View
+    from dino_tower.pretrain.crops.views import View
 
 
 def exact_source(image: Image.Image) -> Image.Image:

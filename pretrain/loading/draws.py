@@ -13,7 +13,7 @@ from typing import Any
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from dino_tower.pretrain.order import DRAW, STEP, seeded
+from dino_tower.pretrain.loading.order import DRAW, STEP, seeded
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Views of a picture: what is drawn, and how it is cut."""

@@ -1,0 +1,1 @@
+"""Student and teacher: what they are made of and what they start from."""
