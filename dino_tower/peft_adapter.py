@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from dino_tower.checkpoint import load_tensors, read_json, save_tensors
 from dino_tower.errors import ConfigError
 from dino_tower.families.family import Model
+from dino_tower.finding import find
 from dino_tower.loading import Loaded
 from dino_tower.peft_layers import PLAIN
 from dino_tower.peft_methods import PeftSettings, peft_config
-from dino_tower.towers import find
 
 WEIGHTS, SETTINGS, BASE = "adapter_model.safetensors", "adapter_config.json", "base.json"
 MERGED = "merged"  # folder of a plain tower beside an adapter

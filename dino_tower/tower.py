@@ -16,11 +16,12 @@ from torch import Tensor
 from dino_tower.errors import ConfigError
 from dino_tower.families import family_name, family_of
 from dino_tower.families.of_transformers import unpatchify
+from dino_tower.finding import find
 from dino_tower.images import UnreadableImage, read_image
 from dino_tower.loading import Loaded, dtype_of
 from dino_tower.text import embed, embed_patches, patch_part, text_embeddings
 from dino_tower.tokens import Tokens, last_attention, last_keys, layers, patch_size, tokens, width
-from dino_tower.towers import find, open_tower
+from dino_tower.towers import open_tower
 
 __all__ = ["Images", "Size", "Tower", "find", "load_tower"]
 

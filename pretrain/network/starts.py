@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from dino_tower.checkpoint import load_tensors
 from dino_tower.errors import ConfigError
+from dino_tower.finding import find
 from dino_tower.pretrain.settings import Config
 from dino_tower.pretrain.stages import run_of
-from dino_tower.towers import find
 
 if TYPE_CHECKING:
     from dino_tower.pretrain.state import Trained

@@ -10,8 +10,8 @@ import pytest
 
 from dino_tower import demo, load_tower
 from dino_tower.errors import ConfigError
+from dino_tower.finding import BUILTIN
 from dino_tower.knn import paired_interval
-from dino_tower.towers import BUILTIN
 
 FOLDER = BUILTIN / "scenes"
 

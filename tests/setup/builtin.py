@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from dino_tower import demo, export_tower, load_tower
-from dino_tower.towers import BUILTIN
+from dino_tower.finding import BUILTIN
 
 SCENES = 2_000
 LIMIT = 4 * 2**20  # bytes of weights that a wheel may carry for convenience
