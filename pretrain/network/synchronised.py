@@ -21,17 +21,18 @@ class _AllReducedBatchNorm:
         half, x = x, x.float()  # under autocast x comes in half precision, which is too coarse for statistics
         axes = [0, *range(2, x.ndim)]
         rows = x.new_tensor([x.numel() // x.shape[1]])
-        *sums, count = dist_nn.all_reduce(torch.cat([x.sum(axes), x.square().sum(axes), rows])).split(x.shape[1])
-        mean, square = (each / count for each in sums)
-        variance = square - mean.square()
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        total, count = dist_nn.all_reduce(torch.cat([x.sum(axes), rows])).split(x.shape[1])
+        mean = total / count
+        x = x - mean.view(shape)  # before it is squared: a mean far from 0 would swallow the variance
+        variance = dist_nn.all_reduce(x.square().sum(axes)) / count
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked += 1
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-        shape = [1, -1, *[1] * (x.ndim - 2)]
         scale = self.weight * (variance + self.eps).rsqrt()
-        return (x * scale.view(shape) + (self.bias - mean * scale).view(shape)).to(half.dtype)
+        return (x * scale.view(shape) + self.bias.view(shape)).to(half.dtype)
 
 
 class _AllReducedBatchNorm1d(_AllReducedBatchNorm, nn.BatchNorm1d):
