@@ -14,7 +14,7 @@ from dino_tower.errors import ConfigError
 from dino_tower.images import UnreadableImage
 from dino_tower.sources.base import Sample, Source, SourceOptions, all_labels, label_at
 from dino_tower.sources.columns import find_column, image_column
-from dino_tower.sources.hub import (
+from dino_tower.sources.rows import (
     caption_text,
     choose_split,
     class_numbers,
