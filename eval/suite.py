@@ -79,8 +79,10 @@ def facts_of(split: Split, settings: Settings) -> dict[str, Any]:
     test = split.test
     names = {"name": test.name, "kind": test.kind, "split": test.split, "chosen_by": test.chosen_by}
     counts = {"items": len(test), "train_items": len(split.train) if split.train is not None else 0}
+    untaught = _untaught(split, settings.limit)
     allowed = [task.name for task in tasks_of(settings.suite) if task.name in allowed_tasks(test)]
-    return {**names, **counts, "classes": list(test.classes), "regions": list(test.regions), "tasks": allowed}
+    kinds = {"classes": list(test.classes), "regions": list(test.regions), "untaught": untaught}
+    return {**names, **counts, **kinds, "tasks": allowed}
 
 
 def run_suite(bench: Bench, splits: Sequence[Split]) -> Iterator[Entry | Seen]:
@@ -91,6 +93,8 @@ def run_suite(bench: Bench, splits: Sequence[Split]) -> Iterator[Entry | Seen]:
     for split, allowed in plan:
         bench.say(split.test.describe())
         bench.say(f"  tasks: {', '.join(task.name for task in allowed) or 'none of those asked for'}")
+        if untaught := _untaught(split, settings.limit):
+            bench.say(f"  {len(untaught)} of its classes have test pictures and, with --limit, no training picture")
     if not any(allowed for _, allowed in plan):
         asked = ", ".join(task.name for task in tasks)
         raise ConfigError(f"eval: the data allows none of the tasks asked for ({asked})")
@@ -195,6 +199,18 @@ def _costs(tower: AnyTower, frame: Frame) -> dict[str, Cost]:
         return {frame.key(): cost_of(tower, frame)}
     except ConfigError:  # a size that the tower does not take: its tasks say so
         return {}
+
+
+def _untaught(split: Split, limit: int | None) -> list[str]:
+    """Classes of test pictures that no training picture has, where a limit took some away (looking at all pictures of a
+    whole set would cost a reading of it)."""
+    if limit is None or split.train is None or "labels" not in split.test.has:
+        return []
+    taught = {item.label for item in split.train}
+    return [
+        split.test.classes[label]
+        for label in sorted({item.label for item in split.test if item.label is not None} - taught)
+    ]
 
 
 def _limited(data: Dataset, limit: int | None) -> Dataset:

@@ -80,6 +80,7 @@ def compare(asked: Comparison) -> int:
         "budget": {"each": budget_of(asked), "data": source.describe(), "preset": asked.preset},
         "trainings": training_rows(trainings_of(asked, notes), notes, failures),
         "differences": setting_rows(list(recipes.values())),
+        "cautions": pretraining.cautions_of(list(recipes.values())),
         "looks": look_rows(seen, looks, asked, notes) if seen is not None else [],
         "look_tasks": seen["tasks"] if seen is not None else {},
     }

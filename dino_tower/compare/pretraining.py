@@ -106,6 +106,16 @@ def controls_of(recipes: Sequence[Recipe]) -> dict[str, str]:
     return {one.objective: f"{RANDOM}-{one.config.arch}-{digests[one.objective]}" for one in recipes}
 
 
+def cautions_of(recipes: Sequence[Recipe]) -> list[str]:
+    """What a reader of the numbers must know of single objectives, a sentence each."""
+    return [
+        "I-JEPA's class token is asked for by no loss: its scores that read one (k-NN, attention, probes of the whole "
+        "picture) say little of it; its patches are not concerned."
+        for one in recipes
+        if one.objective == "ijepa" and not one.config.arch.endswith("_siglip")  # the class without one
+    ]
+
+
 def open_data(recipe: Recipe) -> Source:
     """What all recipes are trained on, its first pictures read."""
     from dino_tower.pretrain.beforehand import open_data

@@ -23,15 +23,21 @@ RECIPE = ("crops", "model", "head", "loss", "optim", "teacher", "compute")
 NOT_FLAGS = ("resume", "print_config", "recipe_batch", "recipe_epochs")  # of config.yaml: not what the run learns
 # sections that say something only where their term is in the objective
 RECIPE_OF = {"ibot": ("terms", "ibot"), "dinov2": ("terms", "ibot"), "distil": ("terms", "distil"),
-             **{name: ("terms", name) for name in ("clip", "simclr", "supervised")}}  # fmt: skip
+             "distil_head": ("terms", "distil"),
+             **{name: ("terms", name) for name in ("clip", "simclr", "supervised", "mae", "ijepa")}}  # fmt: skip
 OBJECTIVES = {
     "dino": "DINO self-distillation",
     "ibot": "iBOT: self-distillation of class token and masked patches",
     "dinov2": "DINOv2: self-distillation of class token and masked patches, features kept apart",
     "distil": "distillation of frozen towers",
+    "distil_head": "distillation of a frozen tower through DINO heads",
+    "mae": "MAE: the pixels of hidden patches",
+    "ijepa": "I-JEPA: the teacher's features of hidden blocks",
     "simclr": "SimCLR: two views of a picture against those of others",
-}  # those that learn without labels
-TOLD = {"clip": "captions", "supervised": "labels"}  # the others, and what they are told
+    "clip": "CLIP: pictures and captions against those of others",
+    "supervised": "supervised classification",
+}
+TOLD = {"clip": "captions", "supervised": "labels"}  # what they are told that do not learn from pictures alone
 LIBRARIES = {"timm": "timm", "onnx": "onnx", "dino": "pytorch", "dinov2": "pytorch"}
 
 
@@ -137,7 +143,7 @@ def _training(log: RunLog) -> list[str]:
     batch = start.get("global_batch", settings.get("batch_size"))
     hours = log.seconds / 3600
     objective = settings.get("objective", "dino")
-    labels = ", no labels used" if objective in OBJECTIVES else f", with {TOLD[objective]}" if objective in TOLD else ""
+    labels = f", with {TOLD[objective]}" if objective in TOLD else ", no labels used" if objective in OBJECTIVES else ""
     world = start.get("world", 1)
     facts = (
         f"| | |\n|---|---|\n| data | {data}{images}{labels} |\n| objective | {OBJECTIVES.get(objective, objective)} |\n"

@@ -174,6 +174,10 @@ def open_dataset(spelling: str, split: str = "test") -> Dataset:
         if not named:
             kind = next((one for one, layout in LAYOUTS.items() if layout.found(root)), "")
         if not kind:
+            if spelling == "scenes":
+                raise ConfigError(
+                    f"'scenes' is a folder here ({root.absolute()}); the built-in pictures are scenes:easy"
+                )
             raise ConfigError(
                 f"{spelling!r}: no layout that is known. For pictures of your own: a folder for each class, or "
                 "images/ with masks/ and classes.txt, with labels/*.txt (YOLO) or with instances.json (COCO)"

@@ -15,12 +15,12 @@ Row = Mapping[str, Any]
 
 
 def findings(results: Results) -> list[str]:
-    """One sentence for each objective, one for each task, and what they rest on."""
+    """One sentence for each objective, one for each task, what to know of single objectives, what all rests on."""
     trained = [one["name"] for one in results["groups"] if one["control"]]
     lines = [line for name in trained if (line := _of_objective(results, name))]
     lines += [line for place in places(results) if (line := _of_task(results, place))]
     seeds = {len(one["seeds"]) for one in results["groups"] if one["control"]}
-    return [*lines, _rests_on(min(seeds, default=0))]
+    return [*lines, *results.get("cautions", []), _rests_on(min(seeds, default=0))]
 
 
 def places(results: Results) -> list[tuple[str, str, str]]:

@@ -132,9 +132,16 @@ def _data_section(
             explorers.append(facts)
             looked += f"<h3>Pick a patch: what does each tower find like it?</h3>{html}"
     plots = cost_plots(bench.results, name, names, tints)
+    untaught = len(data.get("untaught", ()))  # not in the results of earlier releases
+    absent = (
+        f" <b>{untaught} of its classes have test pictures and, with --limit, no training picture.</b>"
+        if untaught
+        else ""
+    )
     return (
         f'<section><div class="lead"><h2>{escape(name)}</h2><p>{escape(data["kind"])}, {escape(data["split"])}: '
-        f"{data['items']:,} items, {data['train_items']:,} to train on; split by {escape(data['chosen_by'])}.</p></div>"
+        f"{data['items']:,} items, {data['train_items']:,} to train on; split by {escape(data['chosen_by'])}."
+        f"{absent}</p></div>"
         f"{table}{f'<h3>With the text encoder</h3>{text}' if text else ''}"
         f"{f'<h3>Quality against cost</h3>{plots}' if plots else ''}{looked}"
         f"{f'<h3>What they made of it</h3>{pictures}' if pictures else ''}</section>"

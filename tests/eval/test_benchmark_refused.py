@@ -27,10 +27,10 @@ def photo(path: Path, seed: int, size: tuple[int, int] = (40, 32)) -> None:
     Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(path)
 
 
-def class_folders(root: Path, each: int = 3) -> Path:
-    """Two classes in train and test."""
+def class_folders(root: Path, each: int = 3, names: str = "cats dogs") -> Path:
+    """A folder a class in train and test."""
     for s, split in enumerate(("train", "test")):
-        for c, name in enumerate(("cats", "dogs")):
+        for c, name in enumerate(names.split()):
             for i in range(each):
                 photo(root / split / name / f"{i}.png", 100 * s + 10 * c + i)
     return root
@@ -153,6 +153,27 @@ def test_one_class_allows_no_classification(tmp_path: Path, capsys: pytest.Captu
         shutil.rmtree(root / split / "dogs")
     assert run(tmp_path, TOWER, "--data", str(root), "--suite", "knn") == 2
     assert "no layout that is known" in capsys.readouterr().err
+
+
+def test_a_folder_called_scenes_is_told_from_the_built_in_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that was written to `scenes` made `--data scenes` an unknown layout, with no word of why."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scenes" / "checkpoints").mkdir(parents=True)
+    assert run(tmp_path, TOWER, "--data", "scenes", "--suite", "knn", "--limit", "8") == 2
+    assert "'scenes' is a folder here" in (line := capsys.readouterr().err) and "are scenes:easy" in line
+
+
+def test_classes_that_a_limit_leaves_untaught_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """99 classes with --limit 32 gave numbers near 0 for every tower, and nothing said why."""
+    root = class_folders(tmp_path / "data", names="ants bees cats dogs eels")
+    for name in ("ants", "bees"):
+        shutil.rmtree(root / "test" / name)  # four of nine test pictures are of cats, dogs, dogs, eels;
+    assert run(tmp_path, TOWER, "--data", str(root), "--suite", "knn", "--limit", "4") == 0
+    assert "1 of its classes have test pictures and, with --limit, no" in capsys.readouterr().out
+    assert read_results(tmp_path / "out")["data"][0]["untaught"] == ["cats"]  # four of fifteen others of a, b, d, e
+    assert "1 of its classes have test pictures and, with --limit, no" in (tmp_path / "out/report.html").read_text()
 
 
 def test_fewer_pictures_than_neighbours_and_units_is_a_score_without_interval(tmp_path: Path) -> None:

@@ -96,6 +96,8 @@ def test_what_was_found_is_said_whichever_way_it_went() -> None:
     good = findings(results({"dino": 0.7, "clip": 0.5}))
     assert good[0] == "dino is better than random init on 1 of 1 task."
     assert any("dino is highest (dino " in line and "dino over clip by +" in line for line in good)
+    warned = findings({**results({"dino": 0.7, "clip": 0.5}), "cautions": ["Mind the class token."]})
+    assert warned == [*good[:-1], "Mind the class token.", good[-1]]
     bad = findings(results({"dino": 0.2, "clip": 0.4}))
     assert bad[0] == "dino is better than random init on 0 of 1 task, worse on 1."
     assert bad[1] == "clip is not shown to differ from random init on any of 1 task."

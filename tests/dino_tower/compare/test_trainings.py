@@ -13,7 +13,7 @@ import pytest
 
 from dino_tower.cli import main
 from dino_tower.compare.command import steps_of
-from dino_tower.compare.pretraining import controls_of, merged, recipe_of
+from dino_tower.compare.pretraining import cautions_of, controls_of, merged, recipe_of
 from dino_tower.compare.settings import read_words
 from dino_tower.compare.trainings import last_words, plan_looks, seconds_at, seconds_by_step, train
 from dino_tower.signals import StopSignals
@@ -64,6 +64,14 @@ def test_all_share_architecture_crops_and_batch_and_keep_their_own_recipe() -> N
     demo = recipe_of(asked("--preset demo --recipes cpu"), "ijepa")
     assert demo.preset == "ijepa_cpu" and demo.config.crops.grayscale_p == 0 and demo.config.model.heads == 4
     assert len(set(controls_of([own, other]).values())) == 2  # unlike networks start from unlike ones
+
+
+def test_a_class_token_that_nobody_trained_is_told() -> None:
+    """k-NN of I-JEPA under another objective's architecture stood beside DINO's as if both had been trained for it."""
+    shared, own = asked(), asked("--own arch")
+    [line] = cautions_of([recipe_of(shared, name) for name in ("dino", "ijepa")])
+    assert line.startswith("I-JEPA's class token is asked for by no loss")
+    assert cautions_of([recipe_of(own, "ijepa")]) == cautions_of([recipe_of(shared, "dino")]) == []
 
 
 def test_equal_operations_are_fewer_steps_for_who_does_more_in_each() -> None:

@@ -12,8 +12,9 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from dino_tower.export.model_card import command_of, curves
+from dino_tower.export.model_card import OBJECTIVES, RECIPE_OF, command_of, curves
 from dino_tower.export.writing import export_tower
+from dino_tower.pretrain.objectives.settings import OBJECTIVES as TRAINED
 from dino_tower.run.log import RunLog, read_run
 
 MakeRun = Callable[[str], Path]
@@ -135,3 +136,9 @@ def test_curves_have_ten_rows_and_the_last_step() -> None:
     rows = curves(RunLog({}, steps=steps, monitor=monitor)).splitlines()[2:]
     assert 10 <= len(rows) <= 11
     assert rows[0] == "| 0 |  |  | 0.0% | 10.0% |" and rows[-1] == "| 2000 | 4.000 | 5.000 | 50.0% | 10.0% |"
+
+
+def test_every_objective_is_named_in_words_with_its_own_part_of_the_recipe() -> None:
+    """MAE's and I-JEPA's cards said neither: "objective | mae", nothing of labels, nothing of what was hidden."""
+    assert set(OBJECTIVES) == set(TRAINED)
+    assert {*RECIPE_OF, "dino"} == set(TRAINED)
