@@ -17,7 +17,15 @@ from dino_tower.sources.base import Sample, Source, SourceOptions, all_labels, l
 from dino_tower.sources.columns import find_column, image_column
 from dino_tower.sources.folder import missing_path
 from dino_tower.sources.parquet import open_parquet_stream
-from dino_tower.sources.rows import caption_text, choose_split, class_numbers, encoded_image, more_texts, quiet_datasets
+from dino_tower.sources.rows import (
+    caption_text,
+    choose_splits,
+    class_numbers,
+    encoded_image,
+    label_column,
+    more_texts,
+    quiet_datasets,
+)
 from dino_tower.sources.strings import SharedArrays
 
 if TYPE_CHECKING:
@@ -29,10 +37,12 @@ STRETCH = 1000  # rows of a streamed dataset on disk that are read in one go
 def open_hub(spelling: str, options: SourceOptions, split: str) -> Source:
     """Open a dataset; of its splits the one in the spelling, in --source.split, or the one that plays `split`.
 
+    "all" puts the splits one behind the other.
+
     Raises:
-        ConfigError: no such dataset, folder, split or column.
+        ConfigError: no such dataset, folder, split or column, or splits of unlike columns for "all".
     """
-    name, wanted = _parts(spelling)
+    name, wanted = hub_parts(spelling)
     if not name:
         raise ConfigError("--data 'hf:': give a Hub name or a folder after the colon")
     wanted = wanted or options.split
@@ -46,16 +56,18 @@ def open_hub(spelling: str, options: SourceOptions, split: str) -> Source:
     if options.streaming and not saved:
         return open_parquet_stream(spelling, name, wanted, split, options)
     tables = _load_saved(folder, spelling) if saved else _load_tables(folder if local else name, spelling, options)
-    chosen, has_splits = choose_split(list(tables), wanted, split, spelling)
-    label = spelling if wanted else f"{spelling}:{chosen}"
-    source = TableSource(tables[chosen], label, options, folder if local else None)
+    chosen, has_splits = choose_splits(list(tables), wanted, split, spelling)
+    label = spelling if wanted else f"{spelling}:{'+'.join(chosen)}"
+    table = _joined([tables[one] for one in chosen], spelling)
+    source = TableSource(table, label, options, folder if local else None)
     source.has_splits = has_splits
     if options.streaming:
         source.stretches = np.diff([*range(0, len(source), STRETCH), len(source)])
     return source
 
 
-def _parts(spelling: str) -> tuple[str, str | None]:
+def hub_parts(spelling: str) -> tuple[str, str | None]:
+    """The name or folder in hf:NAME_OR_DIR[:SPLIT], and the split."""
     rest = spelling.removeprefix("hf:")
     head, colon, tail = rest.rpartition(":")
     if colon and "/" not in tail and "\\" not in tail and not Path(rest).expanduser().exists():
@@ -91,6 +103,15 @@ def _load_tables(place: Path | str, spelling: str, options: SourceOptions) -> di
         raise ConfigError(f"--data {spelling!r} cannot be opened: {_line(error)}{_hub_hint(place)}") from error
 
 
+def _joined(tables: list[Dataset], spelling: str) -> Dataset:
+    import datasets
+
+    try:
+        return tables[0] if len(tables) == 1 else datasets.concatenate_datasets(tables)
+    except ValueError as error:
+        raise ConfigError(f"--data {spelling!r}: its splits do not fit together: {_line(error)}") from error
+
+
 def _hub_hint(place: Path | str) -> str:
     if isinstance(place, Path):
         return ""
@@ -103,7 +124,7 @@ def _line(error: Exception) -> str:
 
 
 class TableSource(Source):
-    """A dataset on disk, memory-mapped. The id is the row's number, with the image's own path where it has one."""
+    """A dataset on disk, memory-mapped. The id is row-N, N the row's number: rows may have no name of their own."""
 
     def __init__(self, table: Dataset, name: str, options: SourceOptions, folder: Path | None) -> None:
         import datasets
@@ -114,10 +135,7 @@ class TableSource(Source):
         typed = [key for key, kind in table.features.items() if isinstance(kind, datasets.Image)]
         wanted = options.image or (typed[0] if typed else None)
         self.image = image_column(wanted, columns, where)
-        self.label = find_column("label", options.label, columns, where)
-        if self.label is None:
-            classes = (key for key, kind in table.features.items() if isinstance(kind, datasets.ClassLabel))
-            self.label = next(classes, None)
+        self.label = label_column(options.label, columns, table.features, where)
         self.text = find_column("caption", options.caption, columns, where)
         if self.image in typed:
             table = table.cast_column(self.image, datasets.Image(decode=False))
@@ -129,7 +147,8 @@ class TableSource(Source):
             values = table.select_columns([self.label])[self.label][:]
             kind = table.features[self.label]
             known = kind.names if isinstance(kind, datasets.ClassLabel) else None
-            self.classes, self._labels = class_numbers(values, known)
+            named = f"{where}, --source.label {options.label}" if options.label else ""
+            self.classes, self._labels = class_numbers(values, known, named)
 
     def __len__(self) -> int:
         return len(self.table)

@@ -16,9 +16,10 @@ from dino_tower.sources.base import Sample, Source, SourceOptions, all_labels, l
 from dino_tower.sources.columns import find_column, image_column
 from dino_tower.sources.rows import (
     caption_text,
-    choose_split,
+    choose_splits,
     class_numbers,
     encoded_image,
+    label_column,
     more_texts,
     quiet_datasets,
 )
@@ -31,7 +32,7 @@ CACHED_BYTES = 1 << 28  # of decoded row groups, per process that reads
 
 
 def open_parquet_stream(spelling: str, name: str, wanted: str | None, split: str, options: SourceOptions) -> Source:
-    """Find the files of each split, choose one, and read the files' footers (row counts), not their rows.
+    """Find the files of each split, choose one or all, and read the files' footers (row counts), not their rows.
 
     Raises:
         ConfigError: no such dataset, no parquet files in it, no such split or column.
@@ -51,16 +52,18 @@ def open_parquet_stream(spelling: str, name: str, wanted: str | None, split: str
     except Exception as error:
         line = " ".join(f"{type(error).__name__}: {error}".split())[:250]
         raise ConfigError(f"--data {spelling!r} cannot be opened: {line}") from error
-    chosen, has_splits = choose_split(list(files), wanted, split, spelling)
-    other = [file for file in files[chosen] if not file.endswith(".parquet")]
+    chosen, has_splits = choose_splits(list(files), wanted, split, spelling)
+    read = [file for one in chosen for file in files[one]]
+    other = [file for file in read if not file.endswith(".parquet")]
     if other:
         raise ConfigError(
             f"--data {spelling!r}: {other[0]!r} is not parquet, and nothing else is streamed; "
             "leave out --source.streaming"
         )
-    system = fsspec.url_to_fs(files[chosen][0])[0]
+    system = fsspec.url_to_fs(read[0])[0]
     features = None if local else builder.info.features
-    source = ParquetStream(system, files[chosen], spelling if wanted else f"{spelling}:{chosen}", options, features)
+    label = spelling if wanted else f"{spelling}:{'+'.join(chosen)}"
+    source = ParquetStream(system, read, label, options, features)
     source.folder = folder if local else None
     source.has_splits = has_splits
     return source
@@ -72,6 +75,7 @@ class ParquetStream(Source):
     folder: Path | None = None
 
     def __init__(self, system: Any, files: list[str], name: str, options: SourceOptions, features: Any = None) -> None:
+        import datasets
         import pyarrow.parquet as pq
 
         self.system, self.files, self.name, self.window = system, files, name, options.window
@@ -96,20 +100,17 @@ class ParquetStream(Source):
         typed = [field.name for field in schema if _looks_like_image(field.type)]
         wanted = options.image or (typed[0] if len(typed) == 1 else None)
         self.image = image_column(wanted, schema.names, where)
-        self.label = find_column("label", options.label, schema.names, where)
+        # the types: from the Hub's card, or from what `datasets` wrote into the file
+        features = features or datasets.Features.from_arrow_schema(schema)
+        self.label = label_column(options.label, schema.names, features, where)
         self.text = find_column("caption", options.caption, schema.names, where)
         self._labels: SharedArrays | None = None
         self._cache: OrderedDict[int, pyarrow.Table] = OrderedDict()
         if self.label is not None:
-            self.classes, self._labels = class_numbers(self._whole_column(self.label), self._names(schema, features))
-
-    def _names(self, schema: Any, features: Any) -> list[str] | None:
-        """Class names: from the Hub's card, or from what `datasets` wrote into the file."""
-        import datasets
-
-        features = features or datasets.Features.from_arrow_schema(schema)
-        kind = features.get(self.label)
-        return kind.names if isinstance(kind, datasets.ClassLabel) else None
+            kind = features.get(self.label)
+            known = kind.names if isinstance(kind, datasets.ClassLabel) else None
+            named = f"{where}, --source.label {options.label}" if options.label else ""
+            self.classes, self._labels = class_numbers(self._whole_column(self.label), known, named)
 
     def _whole_column(self, column: str) -> list[Any]:
         import pyarrow.parquet as pq

@@ -1,7 +1,8 @@
 """`tar:PATTERN`: WebDataset shards. An index of member offsets makes them map-style; nothing is unpacked.
 
 A sample is the run of members that share the name up to the first dot: an image, and beside it .cls (label), .txt
-(caption) or .json (both). PATTERN takes *, ?, [..] and the braces of WebDataset: part-{000..127}.tar.
+(caption) or .json (both; of two captions the .txt counts, unless a field of the .json is named). PATTERN takes *, ?,
+[..] and the braces of WebDataset: part-{000..127}.tar.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ def open_tar(spelling: str, options: SourceOptions, split: str) -> Source:
         if not matches:
             raise ConfigError(f"--data {spelling!r}: no file matches {one!r}")
         paths += matches
+    if not paths:
+        raise ConfigError(f"--data {spelling!r}: a range in its braces is empty; it goes upwards, as in {{000..127}}")
     for path in paths:
         if not Path(path).exists():
             raise missing_path(spelling, Path(path))
@@ -73,6 +76,8 @@ class TarSource(Source):
         labels = LabelsBuilder()
         counts = []
         seen: set[str] = set()
+        captioned = False
+        self.left_out, self.first_left_out = 0, ""  # images by their last ending, in samples without a picture
         for number, shard in enumerate(shards):
             before = len(columns[0])
             head = str(Path(shard).relative_to(common))
@@ -81,8 +86,15 @@ class TarSource(Source):
                 picture = _picture(group, options.image)
                 seen.update(group)
                 if picture is None:
+                    lost = [one for one in group if f".{one.rpartition('.')[2]}" in EXTENSIONS]
+                    self.left_out += len(lost)
+                    if lost and not self.first_left_out:
+                        self.first_left_out = f"{head}/{key}.{lost[0]}"
                     continue
                 side = group.get("txt") or group.get("json")
+                if options.caption is not None and "json" in group:
+                    side = group["json"]
+                    captioned = captioned or _field(_read(shard, side), options.caption, "caption") is not None
                 row: tuple[int, ...] = (number, picture.offset, picture.size)
                 row += (side.offset, side.size, side.extension == "json") if side else (0, 0, 0)
                 for column, value in zip(columns, row, strict=True):
@@ -102,6 +114,8 @@ class TarSource(Source):
         self.classes, self._labels = labels.done()
         if self.classes is None and options.label is not None:
             raise ConfigError(f"--data {name!r}, --source.label: no .json member has a field {options.label!r}")
+        if options.caption is not None and not captioned:
+            raise ConfigError(f"--data {name!r}, --source.caption: no .json member has a field {options.caption!r}")
         if options.streaming:
             self.stretches = np.array([count for count in counts if count])
 
@@ -123,6 +137,14 @@ class TarSource(Source):
 
     def labels(self) -> np.ndarray | None:
         return all_labels(self._labels)
+
+    def describe(self) -> str:
+        if not self.left_out:
+            return super().describe()
+        return (
+            f"{super().describe()} ({self.left_out} pictures left out, the first: {self.first_left_out}; their "
+            "ending begins at the first dot of the name, unless --source.image names another)"
+        )
 
 
 def expand_braces(pattern: str) -> list[str]:

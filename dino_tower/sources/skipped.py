@@ -62,7 +62,7 @@ class SkippedLog:
                 self._offset = file.seek(0, os.SEEK_END)
         self.ids.update(fresh)
         if len(self.ids) > self.limit:
-            name, reason = next(iter(unseen.items()))
+            name, reason = list(unseen.items())[-1]
             where = f"; all are listed in {self.path}" if self.path else ""
             raise TooManySkipped(
                 f"{len(self.ids)} of {self.total} images could not be read, and max_skipped allows {self.limit}"

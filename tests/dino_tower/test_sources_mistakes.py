@@ -54,6 +54,7 @@ def prepare_mistakes(base: Path) -> None:
         (base / "pictures" / f"{i}.png").write_bytes(png(i))
     (base / "tables" / "part.parquet").write_bytes(b"PAR1")
     (base / "empty.csv").write_text("")
+    (base / "some.txt").write_text("pictures/0.png\n")
     (base / "header.csv").write_text("path,label\n")
     (base / "two.csv").write_text("where,what\na.png,b\n")
     (base / "ragged.csv").write_text("path,label\na.png\nb.png,1,2\n")
@@ -101,6 +102,19 @@ MISTAKES = [
     ("hf:{root}/saved", {"label": "lable"}, "no column 'lable'; did you mean 'label'"),
     ("hf:{root}/parquet", {"streaming": True, "image": "imag"}, "no column 'imag'; did you mean 'image'"),
     ("{base}/pictures", {"max_samples": 0}, "--source.max-samples 0"),
+    ("scenes", {"max_samples": -5}, "--source.max-samples -5: give 1 or more"),
+    ("tar:{base}/part-{{5..1}}.tar", {}, "a range in its braces is empty"),
+    (
+        "{base}/pictures",
+        {"label": "species"},
+        "--source.label species says nothing about --data '{base}/pictures', which",
+    ),
+    ("{base}/pictures", {"caption": "text"}, "which takes --source.split; leave it out"),
+    ("{base}/pictures", {"image": "photo"}, "--source.image photo says nothing"),
+    ("{base}/pictures", {"streaming": True}, "--source.streaming True says nothing"),
+    ("{base}/some.txt", {"label": "species"}, "which has no columns to name"),
+    ("{base}/two.csv", {"image": "where", "split": "test"}, "--source.split test says nothing"),
+    ("hf:{root}/parquet", {"subset": "en"}, "--source.subset en says nothing"),
 ]
 
 
