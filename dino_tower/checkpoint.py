@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from dino_tower.errors import ConfigError
 
@@ -153,12 +153,6 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"{path}: cannot be read as safetensors: {' '.join(str(error).split())}") from None
-
-
-def tensor_names(path: Path) -> set[str]:
-    """Names in a safetensors file, without reading the tensors."""
-    with safe_open(path, framework="pt") as file:
-        return set(file.keys())
 
 
 def read_json(path: Path) -> dict[str, Any]:

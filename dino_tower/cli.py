@@ -133,8 +133,10 @@ def show(argv: list[str]) -> None:
     if (given / "config.json").is_file() or (":" in options.tower and not given.exists()):
         raise ConfigError(f"{given} is a tower, not a run; name pictures too: dino-tower show {given} IMAGE ...")
     from dino_tower.run.page import write_run_page
+    from dino_tower.run.spelling import run_and_network
 
-    print(write_run_page(options.tower, options.output))
+    run, _ = run_and_network(options.tower)  # the page shows both networks: RUN@teacher is RUN
+    print(write_run_page(run or options.tower, options.output))
 
 
 def demo(argv: list[str]) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from dino_tower.architectures import names
 from dino_tower.checkpoint import checkpoints
 from dino_tower.errors import ConfigError, unknown
+from dino_tower.run.spelling import network_of, run_and_network
 
 BUILTIN = Path(__file__).parent / "builtin"
 
@@ -21,15 +22,9 @@ def find(what: str, name: str = "") -> str:
         return str(BUILTIN / what.removeprefix("builtin:"))
     if what and (Path(what) / "config.json").is_file():  # an adaptation is a run and, once it is finished, a tower
         return what
-    root, _, who = what.partition("@")
-    if (Path(root) / "checkpoints").is_dir() or (Path(root) / "config.yaml").is_file():
-        who = who or "student"
-        if who not in ("student", "teacher"):
-            raise unknown("network of a run", who, ("student", "teacher"), name)
-        whole = checkpoints(Path(root) / "checkpoints")
-        if not whole:
-            raise ConfigError(f"{name}: the run has no checkpoint yet")
-        return str(whole[-1] / who)
+    run, who = run_and_network(what)
+    if run is not None:
+        return str(newest(run, name) / network_of(who, name))
     if what and Path(what).is_dir():
         return what
     if what.startswith((".", "/", "~")) or what.count("/") != 1 or ":" in what:
@@ -38,6 +33,14 @@ def find(what: str, name: str = "") -> str:
             f"other spellings begin with timm:, torchvision:, random: or builtin:{_like(what, name)}"
         )
     return what
+
+
+def newest(run: Path, name: str = "") -> Path:
+    """The newest whole checkpoint of a run. Raises ConfigError where there is none."""
+    whole = checkpoints(run / "checkpoints")
+    if not whole:
+        raise ConfigError(f"{name or run}: the run has no checkpoint yet")
+    return whole[-1]
 
 
 def _like(what: str, name: str) -> str:

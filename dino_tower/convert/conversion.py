@@ -52,7 +52,7 @@ def convert_weights(
     def card(gaps: list[Gap], notes: list[str], folder: Path) -> str:
         origin = (
             f"A vision tower converted from the layout of {KINDS[read.kind]} with "
-            "[dino-tower](https://pypi.org/project/dino-tower). Who trained it says on what, and under which licence."
+            "dino-tower. Who trained it says on what, and under which licence."
         )
         lines = [*read.notes, *notes]
         snippets = snippets_for(tower, to, out.name, folder)

@@ -41,7 +41,7 @@ class Shape:
     qkv_bias: bool
 
 
-def shape_of(native: Mapping[str, Tensor], heads: int | None = None, eps: float = EPS) -> Shape:
+def shape_of(native: Mapping[str, Tensor], heads: int | None = None) -> Shape:
     """Sizes read off the weights of a Dinov2Model (WithRegisters).
 
     heads: what no weight tells; width / 64 if not given. Raises ConfigError for weights that are no such ViT.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoImageProcessor, PreTrainedModel
@@ -120,7 +121,20 @@ def _from_timm(folder: Path, config: Mapping[str, Any]) -> Source:
     trained = config.get("pretrained_cfg", {})
     known = "mean" in trained and "std" in trained
     statistics = (tuple(trained["mean"]), tuple(trained["std"])) if known else None
-    return Source(held, _processor(folder, held, notes, statistics), of_timm(model), "timm", notes)
+    processor = _processor(folder, held, notes, statistics)
+    if not (folder / "preprocessor_config.json").is_file():
+        _prepare_as_timm(processor, trained)
+    return Source(held, processor, of_timm(model), "timm", notes)
+
+
+def _prepare_as_timm(processor: Any, trained: Mapping[str, Any]) -> None:
+    """Resize and crop as timm's transforms_imagenet_eval does, where that cuts a square from the middle."""
+    side, across = trained.get("input_size", (3, 0, 0))[1:]
+    if side and side == across and trained.get("crop_mode", "center") == "center":
+        processor.size = {"shortest_edge": int(side / trained.get("crop_pct", 0.875))}
+        processor.crop_size = {"height": side, "width": side}
+    if trained.get("interpolation", "").upper() in Image.Resampling.__members__:
+        processor.resample = Image.Resampling[trained["interpolation"].upper()]
 
 
 def _from_weights(file: Path, stored: Any, network: str, heads: int | None, config: Mapping[str, Any]) -> Source:

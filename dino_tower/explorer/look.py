@@ -19,6 +19,7 @@ from dino_tower.explorer.files import Folder, find_images, short_names
 from dino_tower.explorer.page import explorer_page
 from dino_tower.explorer.pictures import Sight, write_pictures
 from dino_tower.images import UnreadableImage, read_image
+from dino_tower.run.spelling import run_and_network
 from dino_tower.tokens import Tokens
 from dino_tower.tower import Tower, load_tower
 
@@ -49,6 +50,7 @@ def explore(
 ) -> Explored:
     """Show pictures to a tower and write `output`/explore.html and PNGs of what it sees.
 
+    tower: how it is spelled, or a loaded one, which stays on its device.
     images: files and folders (searched to any depth). Of more than MOST_IMAGES an even choice is taken.
     output: a directory, by default show/NAME of the tower; one that an earlier call wrote is replaced.
     size: pixels of a picture's longer side as the tower sees it, rounded to a multiple of its patch; "native": each
@@ -60,7 +62,7 @@ def explore(
     folder = Folder(Path(output) if output is not None else Path("show") / _file_name(shown_name(name)))
     taken = found if len(found) <= MOST_IMAGES else [found[i * len(found) // MOST_IMAGES] for i in range(MOST_IMAGES)]
     loaded = tower if isinstance(tower, Tower) else load_tower(tower)
-    if torch.cuda.is_available():
+    if not isinstance(tower, Tower) and torch.cuda.is_available():
         loaded.to("cuda")
     sights, skipped = [], []
     labels = short_names(taken)
@@ -148,8 +150,8 @@ def size_words(tower: Tower, sights: Sequence[Sight], size: Size) -> str:
     native = native_side(tower)
     if size == "native":
         return f"Each picture at its own size; the tower was made for {native} pixels."
-    longer = size // tower.patch * tower.patch if size is not None else longest_side(tower)
-    longer = max(max(sight.patches.shape[:2]) for sight in sights) * tower.patch if size is not None else longer
+    largest = max(max(sight.patches.shape[:2]) for sight in sights) * tower.patch
+    longer = longest_side(tower) if size is None else largest
     times = longer / native
     compared = "the size" if times == 1 else f"{times:.2g} times the size"
     why = ""
@@ -164,7 +166,8 @@ def size_words(tower: Tower, sights: Sequence[Sight], size: Size) -> str:
 def shown_name(tower: str) -> str:
     """What the page calls a tower: as it was spelled, but of a path its last part only, since pages are sent around."""
     kind, colon, what = tower.rpartition(":")
-    if not Path(what.partition("@")[0]).expanduser().exists() and what.count("/") <= 1:
+    there = Path(what).expanduser().exists() or run_and_network(str(Path(what).expanduser()))[0] is not None
+    if not there and what.count("/") <= 1:
         return tower  # a name of the Hub or of a library
     parts = [part for part in re.split(r"[/\\]+", what) if part not in ("", ".", "..")] or ["tower"]
     last = f"{parts[-2]}/{parts[-1]}" if parts[-1] in GENERIC and len(parts) > 1 else parts[-1]

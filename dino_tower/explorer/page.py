@@ -16,7 +16,7 @@ from dino_tower.pictures import COLOURS
 
 LARGEST = 1000  # pixels of a photo's longer side inside the page
 VIEWS = {"similarity": "Similarity", "attention": "Attention", "pca": "PCA", "foreground": "Foreground"}
-NO_ATTENTION = "This tower has no class token, so there is no attention to show."
+NO_ATTENTION = "This tower gives no attention of a class token or a pooling query, so there is none to show."
 SLIDERS = (
     '<svg viewBox="0 0 16 16" aria-hidden="true"><path d="M2 5h5M11 5h3M2 11h2M8 11h6"/>'
     '<circle cx="9" cy="5" r="1.9"/><circle cx="6" cy="11" r="1.9"/></svg>'

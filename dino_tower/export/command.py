@@ -6,8 +6,7 @@ from pathlib import Path
 
 from dino_tower.cli import OneLineParser
 from dino_tower.errors import ConfigError
-
-NETWORKS = ("student", "teacher")
+from dino_tower.run.spelling import NETWORKS
 
 
 def export(argv: list[str]) -> None:
@@ -15,9 +14,9 @@ def export(argv: list[str]) -> None:
     parser = OneLineParser(
         prog="dino-tower export", description="Write a run's tower as a directory that other software loads."
     )
-    parser.add_argument("run", metavar="RUN", help="the directory that pretrain wrote")
+    parser.add_argument("run", metavar="RUN", help="the directory that pretrain wrote, or RUN@teacher")
     parser.add_argument("out", metavar="OUT", help="the directory to write")
-    parser.add_argument("--weights", choices=NETWORKS, default="student")
+    parser.add_argument("--weights", choices=NETWORKS, default="", help="which of the run's two (default: the student)")
     parser.add_argument(
         "--format",
         default="native",

@@ -9,8 +9,10 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -53,7 +55,7 @@ class Format:
     resized: Callable[[Tower], str] = lambda tower: ""
 
 
-def write_native(tower: Tower, folder: Path, run: Path | None = None) -> list[str]:
+def write_native(tower: Tower, folder: Path, checkpoint: Path | None = None) -> list[str]:
     """Config, safetensors and image processor. CLIP and SigLIP towers get the names that serving engines read."""
     tower.model.save_pretrained(folder)
     tower.processor.save_pretrained(folder)
@@ -70,7 +72,7 @@ def open_native(folder: Path, tower: Tower) -> Forward:
     return forward_of(load_tower(folder))
 
 
-def write_vit(tower: Tower, folder: Path, run: Path | None = None) -> list[str]:
+def write_vit(tower: Tower, folder: Path, checkpoint: Path | None = None) -> list[str]:
     """A ViTModel of transformers, with a pooler that hands the class token on."""
     from transformers import ViTConfig, ViTModel
 
@@ -102,12 +104,13 @@ def open_vit(folder: Path, tower: Tower) -> Forward:
     return of_vit(model.eval())
 
 
-def write_timm(tower: Tower, folder: Path, run: Path | None = None) -> list[str]:
+def write_timm(tower: Tower, folder: Path, checkpoint: Path | None = None) -> list[str]:
     """What timm.create_model("local-dir:OUT", pretrained=True) reads: config.json and model.safetensors."""
     native, shape, notes = _native(tower, folds=False)
     name, arguments = timm_architecture(shape)
     save_file(_contiguous(native_to_timm(native)), folder / "model.safetensors", metadata={"format": "pt"})
-    size, processor = shape.image_size, tower.processor
+    processor = tower.processor
+    side, edge = _crop_and_edge(processor, shape.image_size)
     config = {
         "architecture": name,
         "num_classes": 0,
@@ -115,10 +118,10 @@ def write_timm(tower: Tower, folder: Path, run: Path | None = None) -> list[str]
         "global_pool": "token",
         "model_args": arguments,
         "pretrained_cfg": {
-            "input_size": [3, size, size],
+            "input_size": [3, side, side],
             "fixed_input_size": False,
-            "interpolation": "bicubic",
-            "crop_pct": 0.875,
+            "interpolation": Image.Resampling(processor.resample).name.lower(),
+            "crop_pct": side / (edge + 0.5),  # timm rounds side / crop_pct down: this gives the edge
             "mean": list(processor.image_mean),
             "std": list(processor.image_std),
             "num_classes": 0,
@@ -131,18 +134,30 @@ def write_timm(tower: Tower, folder: Path, run: Path | None = None) -> list[str]
     return notes
 
 
+def _crop_and_edge(processor: Any, native: int) -> tuple[int, int]:
+    """Pixels of the square that timm is to cut, and of the shorter edge that it first resizes to.
+
+    Half a pixel of margin is rounded down by transformers and to the even number by timm: from the edge 55 they cut 48
+    pixels one pixel apart. There the edge is made a pixel shorter, which is half a pixel off on average, not one.
+    """
+    side = (getattr(processor, "crop_size", None) or {}).get("height") or native
+    edge = processor.size.get("shortest_edge") or side
+    margin = (edge - side) / 2
+    return side, edge - (round(margin) - int(margin))
+
+
 def open_timm(folder: Path, tower: Tower) -> Forward:
     config = read_json(folder / "config.json")
     weights = load_tensors(folder / "model.safetensors")
     return of_timm(timm_model(config["architecture"], config["model_args"], weights, str(folder)))
 
 
-def write_dino(tower: Tower, folder: Path, run: Path | None = None) -> list[str]:
+def write_dino(tower: Tower, folder: Path, checkpoint: Path | None = None) -> list[str]:
     """The original DINO code's state dict, in the one file format that its torch.load reads."""
     return _write_original(tower, folder, "dino")
 
 
-def write_dinov2(tower: Tower, folder: Path, run: Path | None = None) -> list[str]:
+def write_dinov2(tower: Tower, folder: Path, checkpoint: Path | None = None) -> list[str]:
     """The original DINOv2 code's state dict: also LayerScale, registers, SwiGLU and the mask token."""
     return _write_original(tower, folder, "dinov2")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -256,7 +257,7 @@ def _license(name: str | None) -> str:
 def _limits(tower: Tower, facts: Facts) -> str:
     kind, lines = tower.model.config.model_type, []
     if facts.training is not None:
-        lines.append("It was trained on the data named above and on nothing else: it knows what those pictures show.")
+        lines.append(_knows(facts.training.settings))
     if facts.layout == "text":
         lines.append("Its text tower knows the words of those captions, and spells all others in bytes.")
     else:
@@ -267,6 +268,20 @@ def _limits(tower: Tower, facts: Facts) -> str:
         lines.append('Attention maps need `attn_implementation="eager"`.')
     if kind == "siglip_vision_model":
         lines.append("It has no class token: the vector of a picture is the mean of its tokens.")
-    if kind == "dinov2_with_registers":
+    if getattr(tower.model.config, "num_register_tokens", 0):
         lines.append("Its registers are no part of the picture: take the last h x w tokens as the patches.")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _knows(settings: Mapping[str, Any]) -> str:
+    """Whose pictures it has seen: with its own eyes, or with those of a tower that it started or learned from."""
+    gram = (settings.get("gram") or {}).get("tower")
+    others = [
+        settings.get("init_from"),
+        *((settings.get("distil") or {}).get("teachers") or ()),
+        gram if gram != "self" else None,
+    ]
+    named = ", ".join(f"`{one}`" for one in dict.fromkeys(others) if one)
+    if named:
+        return f"It was trained on the data named above, and carries on what {named} was trained on."
+    return "It was trained on the data named above and on nothing else: it knows what those pictures show."

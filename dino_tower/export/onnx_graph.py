@@ -56,7 +56,7 @@ FAMILIES = (
 )  # fmt: skip
 
 
-def write_onnx(tower: Tower, folder: Path, run: Path | None = None) -> list[str]:
+def write_onnx(tower: Tower, folder: Path, checkpoint: Path | None = None) -> list[str]:
     """tower.onnx with free batch, height and width; where the exporter cannot, a fixed size that the name states.
 
     Raises ConfigError when the onnx packages are missing.

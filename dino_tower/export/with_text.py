@@ -16,7 +16,7 @@ from dino_tower.tower import Tower, load_tower
 TEXTS = ("a photo of a bird", "three red rings left of a blue square", "?")
 
 
-def write_text(tower: Tower, folder: Path, run: Path | None = None) -> list[str]:
+def write_text(tower: Tower, folder: Path, checkpoint: Path | None = None) -> list[str]:
     """A VisionTextDualEncoderModel with image processor and tokenizer. ConfigError for a tower without words."""
     if tower.text_kind != KIND:
         raise ConfigError(

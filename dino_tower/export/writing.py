@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers import logging as transformers_logging
 
-from dino_tower.checkpoint import DIGESTS, check_digests, checkpoints, reason, write_atomically
+from dino_tower.checkpoint import DIGESTS, check_digests, reason, write_atomically
 from dino_tower.errors import ConfigError, unknown
 from dino_tower.export.formats import FORMATS, find_format
 from dino_tower.export.hub import check_repository, push
@@ -21,6 +21,8 @@ from dino_tower.export.model_card import Facts, check_license, manner_of, model_
 from dino_tower.export.onnx_graph import onnx_file
 from dino_tower.export.same_features import Forward, Gap, compare, forward_of, native_size, refuse_if_different
 from dino_tower.export.snippets import Snippet, layout_snippets, native_snippets
+from dino_tower.finding import newest
+from dino_tower.run.spelling import network_of, run_and_network
 from dino_tower.tower import Tower, load_tower
 
 Say = Callable[[str], object]
@@ -29,7 +31,7 @@ Say = Callable[[str], object]
 def export_tower(
     run: str | Path,
     out: str | Path,
-    weights: str = "student",
+    weights: str = "",
     note: str = "",
     *,
     format: str = "native",
@@ -40,42 +42,48 @@ def export_tower(
 ) -> float:
     """Write the newest student or teacher of a run to the directory `out`, with its processor and a model card.
 
-    note: Markdown put into the card, e.g. measured results. format: a key of `formats.FORMATS`. license: an
-    identifier of the Hub. push_to_hub: OWNER/NAME to upload to. say: gets a line for each thing worth knowing.
+    run: the directory, or `RUN@teacher`. weights: "student" or "teacher"; "": as spelled there, else the student.
+    note: Markdown put into the card, e.g. measured results. format: a key of `formats.FORMATS`. license: an identifier
+    of the Hub. push_to_hub: OWNER/NAME to upload to. say: gets a line for each thing worth knowing.
     Returns the largest difference between the tokens of the run's tower and of what was written, on the same pictures
     (at the native size; at two others too where the format resizes positions in the same way): 0 for the native
     format, and never above the format's tolerance, else nothing is written.
     Raises ConfigError for a run without a whole checkpoint, an `out` that exists, and what the format cannot hold.
     """
-    run, out = Path(run), Path(out)
+    named, who = run_and_network(str(run))
+    out = Path(out)
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
     refuse_existing(out)
     check_license(license)
     if push_to_hub is not None:
         check_repository(push_to_hub)
-    if not run.exists():
-        raise ConfigError(f"no run directory {str(run)!r}")
-    if not (run / "config.yaml").is_file():
-        raise ConfigError(f"{run}: not a run directory (it has no config.yaml)")
-    whole = checkpoints(run / "checkpoints")
-    if whole and (whole[-1] / DIGESTS).is_file():
-        check_digests(whole[-1])
-    tower = load_tower(f"{run}@{weights}")
-    training = training_of(run)
+    if named is None:
+        raise ConfigError(
+            f"{run}: not a run directory (it has no config.yaml)" if Path(run).exists() else f"no run directory '{run}'"
+        )
+    if not (named / "config.yaml").is_file():
+        raise ConfigError(f"{named}: not a run directory (it has no config.yaml)")
+    if who and weights and who != weights:
+        raise ConfigError(f"{run} and --weights {weights}: name one of the two")
+    weights = network_of(weights or who, str(run))
+    # the one that is checked is the one that is read, however many a training adds meanwhile
+    checkpoint = newest(named, f"{named}@{weights}")
+    if (checkpoint / DIGESTS).is_file():
+        check_digests(checkpoint)
+    tower = load_tower(str(checkpoint / weights))
+    tower.name = f"{named}@{weights}"
+    training = training_of(named)
 
     def card(gaps: list[Gap], notes: list[str], folder: Path) -> str:
         name = push_to_hub or out.name
         snippets = snippets_for(tower, format, name, folder)
-        origin = (
-            f"A vision tower pretrained {manner_of(training)} with "
-            f"[dino-tower](https://pypi.org/project/dino-tower): the {weights} of the run."
-        )
+        origin = f"A vision tower pretrained {manner_of(training)} with dino-tower: the {weights} of the run."
         return model_card(
             tower, Facts(name, format, snippets, origin, license, notes, [str(gap) for gap in gaps], note, training)
         )
 
-    difference = write_tower(tower, forward_of(tower), out, format, card, run, say)
+    difference = write_tower(tower, forward_of(tower), out, format, card, checkpoint, say)
     if push_to_hub is not None:
         say(f"pushed to {push(out, push_to_hub, private)}")
     return difference
@@ -87,7 +95,7 @@ def write_tower(
     out: Path,
     format: str,
     card: Callable[[list[Gap], list[str], Path], str],
-    run: Path | None = None,
+    checkpoint: Path | None = None,
     say: Say = lambda line: None,
     resized: str | None = None,
     choices: Iterable[str] = FORMATS,
@@ -105,7 +113,7 @@ def write_tower(
 
     def fill(folder: Path) -> None:
         with without_progress_bars():
-            notes = kind.write(tower, folder, run)
+            notes = kind.write(tower, folder, checkpoint)
             written = kind.open(folder, tower)
         only_native = format == "onnx" and "x" in onnx_file(folder).stem.removeprefix("tower")
         gaps = compare(meant, written, tower.processor, native, tower.patch, only_native)

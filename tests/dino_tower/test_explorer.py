@@ -107,7 +107,7 @@ def test_a_tower_without_a_class_token_has_no_attention(kind: str, photos: Path,
         folder = save(ResNetModel(config), tmp_path / kind)
     done = explore(folder, [photos / "wide.png"], tmp_path / "out")
     text = done.page.read_text()
-    assert text.count("This tower has no class token, so there is no attention to show.") >= 1
+    assert text.count("This tower gives no attention") >= 1
     assert 'value="attention"' not in text
     assert not [path for path in done.files if "attention" in path.name or "heads" in path.name]
     assert [path.name for path in done.files if path.suffix == ".png"] == [
@@ -262,3 +262,14 @@ def test_the_first_patch_is_the_one_most_looked_at_in_the_foreground() -> None:
     assert first_patch(seen, front) == (1, 2)
     assert first_patch(seen, -front.abs()) == (0, 0)  # no foreground at all
     assert first_patch(seen._replace(attention=None), front) == (2, 2)
+
+
+def test_a_loaded_tower_stays_where_the_caller_put_it(
+    tower: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`explore` once moved the caller's own tower to the GPU, and left it there."""
+    mine, moved = load_tower(tower), []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(mine, "to", moved.append)
+    explore(mine, [photos / "wide.png"], tmp_path / "out")
+    assert moved == []

@@ -210,5 +210,5 @@ def test_a_single_picture_without_attention_has_a_page_too(tmp_path: Path, brows
         "foreground",
     ]
     assert browser.run("explorer.state.view") == "similarity"
-    assert "This tower has no class token" in browser.run("document.body.innerText")
+    assert "This tower gives no attention" in browser.run("document.body.innerText")
     assert browser.run("document.querySelector('.sight').getBoundingClientRect().height <= innerHeight")

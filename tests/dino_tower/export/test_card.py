@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,3 +143,25 @@ def test_every_objective_is_named_in_words_with_its_own_part_of_the_recipe() -> 
     """MAE's and I-JEPA's cards said neither: "objective | mae", nothing of labels, nothing of what was hidden."""
     assert set(OBJECTIVES) == set(TRAINED)
     assert {*RECIPE_OF, "dino"} == set(TRAINED)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, "on nothing else"),
+        ({"init_from": "facebook/dinov2-small"}, "carries on what `facebook/dinov2-small` was trained on"),
+        ({"distil": {"teachers": ["a", "b"]}, "gram": {"tower": "self"}}, "carries on what `a`, `b` was trained on"),
+        ({"gram": {"tower": "runs/anchor"}}, "carries on what `runs/anchor` was trained on"),
+    ],
+)
+def test_a_card_names_whose_pictures_stand_behind_the_weights(
+    make_run: MakeRun, tmp_path: Path, more: dict[str, object], said: str
+) -> None:
+    """A run that went on from DINOv2 said on the Hub that it had been trained on one folder and on nothing else."""
+    run = tmp_path / "run"
+    shutil.copytree(make_run("vits8"), run)
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(settings | more))
+    export_tower(run, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert said in card and ("on nothing else" in card) == (not more)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,10 +17,10 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, CLIPVisionModel, SiglipVisionModel
 
 from dino_tower import export_tower, load_tower
-from dino_tower.checkpoint import load_tensors, tensor_names
+from dino_tower.checkpoint import load_tensors, save_tensors
 from dino_tower.cli import main
 from dino_tower.errors import ConfigError
-from dino_tower.export import onnx_graph
+from dino_tower.export import heads, onnx_graph
 from dino_tower.positions import antialiased_bicubic
 from dino_tower.pretrain.state import load_backbone
 
@@ -129,7 +130,7 @@ def test_clip_and_siglip_towers_have_the_names_that_serving_engines_read(
     make_run: MakeRun, tmp_path: Path, arch: str, kind: type
 ) -> None:
     assert export_tower(make_run(arch), tmp_path / "out") == 0
-    assert all(name.startswith("vision_model.") for name in tensor_names(tmp_path / "out" / "model.safetensors"))
+    assert all(name.startswith("vision_model.") for name in load_tensors(tmp_path / "out" / "model.safetensors"))
     for loader in (AutoModel, kind):
         model, info = loader.from_pretrained(tmp_path / "out", output_loading_info=True)
         assert type(model) is kind and not info["missing_keys"] and not info["unexpected_keys"]
@@ -203,3 +204,42 @@ def test_antialiased_bicubic_is_torchs(side: int, size: tuple[int, int]) -> None
     table = torch.randn(side, side, 9, generator=torch.Generator().manual_seed(0))
     want = torch.nn.functional.interpolate(table.permute(2, 0, 1)[None], size=size, mode="bicubic", antialias=True)
     assert (antialiased_bicubic(table, size) - want[0].permute(1, 2, 0)).abs().max() <= 2e-6
+
+
+def test_a_run_is_named_with_its_network_wherever_it_lies(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """RUN@teacher was cut at the first @ of its path, and refused by `export` and `show`, which ask for a run."""
+    run = tmp_path / "jane@uni.edu" / "birds"
+    shutil.copytree(trained, run)
+    teacher = load_tower(f"{run}@teacher")
+    assert main(["export", f"{run}@teacher", str(tmp_path / "out")]) == 0
+    export_tower(trained, tmp_path / "other", "teacher")
+    weights = load_tower(tmp_path / "out").model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in teacher.model.state_dict().items())
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "other/model.safetensors").read_bytes()
+    assert main(["show", f"{run}@teacher", "--output", str(tmp_path / "page.html")]) == 0
+    assert main(["export", f"{run}@teacher", str(tmp_path / "new"), "--weights", "student"]) == 2
+    assert "name one of the two" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_lands_during_an_export_is_not_mixed_in(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest checkpoint was looked for four times: heads of a later step could lie beside an earlier tower."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    [first] = (run / "checkpoints").glob("step-*")
+    real = heads.load_tensors
+
+    def later(file: Path) -> dict[str, torch.Tensor]:
+        if not (run / "checkpoints/step-999").exists():
+            shutil.copytree(first, run / "checkpoints/step-999")
+            moved = {name: value + 1 for name, value in real(first / "heads.safetensors").items()}
+            save_tensors(run / "checkpoints/step-999/heads.safetensors", moved)
+        return real(file)
+
+    monkeypatch.setattr(heads, "load_tensors", later)
+    export_tower(run, tmp_path / "out", format="heads")
+    kept, meant = (real(folder / "heads.safetensors") for folder in (tmp_path / "out", first))
+    assert all(torch.equal(kept[name], value) for name, value in meant.items())
