@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ def parser_of_eval() -> OneLineParser:
     add("towers", metavar="TOWER", nargs="+", help="a directory, a Hub id, a run, timm:NAME, builtin:scenes, ...")
     add("--data", metavar="SOURCE", action="append", default=[], help="a data set, or `scenes` (repeat for several)")
     add("--output", metavar="DIR", required=True, help="where results go; an interrupted benchmark goes on there")
-    add("--suite", metavar="NAME", default="quick", help="quick (default), dense, full, or tasks: knn,depth,...")
+    add("--suite", metavar="NAME", default="quick", help="quick (default), dense, full, tasks, or several: quick,depth")
     add("--tokens", type=int, metavar="N", default=32, help="column of equal tokens: N x N patches (32)")
     add("--pixels", type=int, metavar="N", default=512, help="column of equal pixels: N x N pixels (512)")
     add("--columns", metavar="NAMES", default="tokens,pixels", help="which of the two (tokens,pixels)")
@@ -54,7 +54,7 @@ def parser_of_eval() -> OneLineParser:
     add("--floors", metavar="NAMES", default="random,raw,constant", help="what stands below every tower, or none")
     add("--reference", metavar="TOWER", help="the tower that others are compared with (the first)")
     add("--limit", type=int, metavar="N", help="at most N pictures of each split, to try things out")
-    add("--device", metavar="NAME", help="cuda, cpu, ... (the first GPU if there is one)")
+    add("--device", metavar="NAME", help="cuda, cpu, ... (the first GPU if there is one; each process its own)")
     add("--dtype", metavar="NAME", default="float32", help="what towers compute in (float32)")
     add("--feature-dtype", metavar="NAME", default="float16", help="what patches are kept in (float16)")
     add("--seed", type=int, metavar="N", default=0, help="the first of the seeds (0)")
@@ -88,16 +88,18 @@ def measure(settings: Settings, output: Path, cache: str | None = None, cache_li
     from dino_tower.eval.entries import Entry
     from dino_tower.eval.results import assemble, write_results
     from dino_tower.eval.scoring import Bench
-    from dino_tower.eval.suite import facts_of, open_data, run_suite
+    from dino_tower.eval.suite import check_towers, facts_of, open_data, run_suite
 
     if cache_limit <= 0:
         raise ConfigError(f"--cache-limit {cache_limit}; it must be above 0")
     processes = shared_by()
+    settings = replace(settings, device=settings.device or own_device())
     first = processes.rank == 0
     bench = Bench(
         settings, output, Cache(cache, int(cache_limit * 2**30)), processes, print if first else lambda line: None
     )
     splits = open_data(settings)
+    check_towers(settings)
     if first:
         output.mkdir(parents=True, exist_ok=True)
         replace_text(output / SETTINGS, json.dumps(asdict(settings), indent=1) + "\n")
@@ -130,6 +132,13 @@ def shared_by() -> Processes:
 
     state = PartialState(cpu=not torch.cuda.is_available())
     return Processes(state.process_index, state.num_processes, state.wait_for_everyone)
+
+
+def own_device() -> str:
+    """The first GPU, of processes that share the work each its own (`shared_by` has chosen it); a CPU without one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def report(argv: list[str]) -> None:

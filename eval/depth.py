@@ -115,11 +115,6 @@ def aligned(prediction: Tensor, truth: Tensor) -> Tensor:
     return (found * scale[:, None] + shift[:, None]).reshape(prediction.shape)
 
 
-def flip_averaged(depth: Tensor, depth_of_flipped: Tensor) -> Tensor:
-    """The mean of the depth of a picture and of its mirror image, flipped back: DINOv2's test-time augmentation."""
-    return (depth + depth_of_flipped.flip(-1)) / 2
-
-
 def bilinear(depth: Tensor, size: tuple[int, int]) -> Tensor:
     """Depth [B, 1, h, w] scaled up to the label's (H, W); DINOv2 aligns no corners."""
     return F.interpolate(depth, size=size, mode="bilinear")

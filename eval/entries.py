@@ -97,12 +97,6 @@ def read_entry(output: Path, key: str) -> Entry | None:
         raise ConfigError(f"{file}: damaged ({type(error).__name__}); remove it, and it is computed again") from None
 
 
-def read_entries(output: Path) -> list[Entry]:
-    """All finished entries of a benchmark."""
-    found = (read_entry(output, file.stem) for file in sorted((output / "entries").glob("*.json")))
-    return [entry for entry in found if entry is not None]
-
-
 def write_pictures(output: Path, key: str, pictures: Mapping[str, Image.Image]) -> dict[str, str]:
     """{unit id: file below output}, one PNG each."""
     folder = output / "pictures" / key

@@ -1,4 +1,4 @@
-"""From pictures to features on disk: each picture is read once, for everything that is asked of it.
+"""From pictures to features on disk: each picture is read once for all features that are asked for at one size.
 
 Pictures are decoded and resized by threads while the tower works on the batch before. Several processes (`accelerate
 launch`) take every n-th picture each and write into the same memory-mapped files, so that the result does not depend
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -79,34 +80,64 @@ def extract(
     """Fill each feature's folder with data.npy and grids.npy; every process calls this with the same arguments.
 
     data [N, D], or [P, D] of patches, a picture's below the one before; grids [N, 2]. dtype: of what has a row a
-    patch; the rest is float32. Raises ConfigError naming the picture that cannot be read, whose size the tower does
-    not take, or whose features are not finite.
+    patch; the rest is float32. Raises ConfigError, in every process, naming the picture that cannot be read, whose
+    size the tower does not take, or whose features are not finite as they are kept.
     """
-    sizes = [_size(tower, item, frame) for item in items] if frame.geometry == "native" else None
-    _, probe = next(_batches(tower, items, frame, sizes, [0]))
-    if processes.rank == 0:
-        for feature, found in features_of(tower, probe, list(folders)).items():
+    notes = next(iter(folders.values()))
+    with _all_or_none(processes, notes):
+        sizes = [_size(tower, item, frame) for item in items] if frame.geometry == "native" else None
+        _, probe = next(_batches(tower, items, frame, sizes, [0]))
+        for feature, found in features_of(tower, probe, list(folders)).items() if processes.rank == 0 else ():
             grids = _grids(tower, found, len(items), sizes) if feature.on_grid else np.ones((len(items), 2), np.int32)
             np.save(folders[feature] / GRIDS, grids)
             kind = dtype if feature.on_grid else "float32"
             shape = (int(grids.prod(1).sum()), found.shape[-1])
             np.lib.format.open_memmap(folders[feature] / DATA, "w+", dtype=kind, shape=shape).flush()
+    with _all_or_none(processes, notes):
+        data = {feature: np.load(folder / DATA, mmap_mode="r+") for feature, folder in folders.items()}
+        starts = {feature: starts_of(np.load(folder / GRIDS)) for feature, folder in folders.items()}
+        order = shard(len(items), processes.rank, processes.world).tolist()
+        for places, pixels in _batches(tower, items, frame, sizes, order):
+            for feature, found in features_of(tower, pixels, list(folders)).items():
+                rows = found.flatten(1, 2).float().cpu() if feature.on_grid else found[:, None].float().cpu()
+                for place, row in zip(places, rows, strict=True):
+                    here = slice(*starts[feature][place : place + 2])
+                    data[feature][here] = _stored(
+                        row, data[feature].dtype, f"{tower.name}: features of {items[place].id}"
+                    )
+            progress(len(places))
+        for one in data.values():
+            one.flush()
+
+
+@contextmanager
+def _all_or_none(processes: Processes, notes: Path) -> Iterator[None]:
+    """What is done here has succeeded in every process, or raises in every process; `notes`: a folder they share.
+
+    A process that raised alone would miss a wait of the others, who would take its zeros for finished features.
+    """
+    problem: Exception | None = None
+    try:
+        yield
+    except Exception as error:  # whatever it is, the others must hear of it
+        problem = error
+        (notes / f"failed-{processes.rank}.txt").write_text(str(error), encoding="utf-8")
     processes.wait()
-    data = {feature: np.load(folder / DATA, mmap_mode="r+") for feature, folder in folders.items()}
-    starts = {feature: starts_of(np.load(folder / GRIDS)) for feature, folder in folders.items()}
-    order = shard(len(items), processes.rank, processes.world).tolist()
-    for places, pixels in _batches(tower, items, frame, sizes, order):
-        for feature, found in features_of(tower, pixels, list(folders)).items():
-            rows = found.flatten(1, 2).float().cpu() if feature.on_grid else found[:, None].float().cpu()
-            for place, row in zip(places, rows, strict=True):
-                if not torch.isfinite(row).all():
-                    raise ConfigError(f"{tower.name}: features of {items[place].id} are not finite")
-                here = slice(*starts[feature][place : place + 2])
-                data[feature][here] = row.numpy()
-        progress(len(places))
-    for one in data.values():
-        one.flush()
-    processes.wait()
+    if problem is not None:
+        raise problem
+    for note in sorted(notes.glob("failed-*.txt")):
+        raise ConfigError(note.read_text(encoding="utf-8"))
+
+
+def _stored(row: Tensor, dtype: np.dtype, where: str) -> np.ndarray:
+    """As it is kept. Raises ConfigError for what is not finite, before or after."""
+    with np.errstate(over="ignore"):
+        kept: np.ndarray = row.numpy().astype(dtype)
+    if not np.isfinite(kept).all():
+        if not torch.isfinite(row).all():
+            raise ConfigError(f"{where} are not finite")
+        raise ConfigError(f"{where} reach {row.abs().max():.3g}, too much for {dtype}; give --feature-dtype float32")
+    return kept
 
 
 def starts_of(grids: np.ndarray) -> np.ndarray:

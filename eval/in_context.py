@@ -5,6 +5,7 @@ Legend: B images, h x w patch grid, H x W label pixels, D features, C classes, N
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -52,17 +53,29 @@ def build_memory(
 
     size: rows to keep, the same number from every image, those with rare classes first (`balanced_sample`).
     """
-    rows, shares = features.flatten(1, 2), labels.flatten(1, 2)
-    if rows.shape[:2] != shares.shape[:2]:
+    if features.shape[:3] != labels.shape[:3]:
         raise ConfigError(f"memory: features {tuple(features.shape)}, labels {tuple(labels.shape)}; need one grid")
-    if size is not None:
-        kept = balanced_sample(labels, size // len(features), generator)
-        rows, shares = (x.gather(1, kept[..., None].expand(-1, -1, x.shape[-1])) for x in (rows, shares))
-    rows, shares = rows.flatten(0, 1), shares.flatten(0, 1)
-    labelled = shares.sum(1) > 0
-    if not labelled.any():
+    each = None if size is None else size // len(features)
+    return memory_of(zip(features, labels, strict=True), each, generator)
+
+
+def memory_of(
+    pictures: Iterable[tuple[Tensor, Tensor]], per_image: int | None = None, generator: torch.Generator | None = None
+) -> Memory:
+    """The same of pictures that come one by one, patches [h, w, D] and labels [h, w, C]: of each only the rows that
+    are kept stay in memory. per_image: how many (`balanced_sample`), or all. Raises ConfigError where no patch of any
+    picture has a labelled pixel."""
+    rows, shares = [], []
+    for patches, labels in pictures:
+        kept = labels.flatten(0, 1).sum(1) > 0
+        if per_image is not None:
+            chosen = balanced_sample(labels[None], per_image, generator)[0]
+            kept = chosen[kept[chosen]]
+        rows.append(patches.flatten(0, 1)[kept].float())
+        shares.append(labels.flatten(0, 1)[kept].float())
+    if not sum(map(len, rows)):
         raise ConfigError("memory: no patch has a labelled pixel")
-    return Memory(F.normalize(rows[labelled].float(), dim=1), shares[labelled].float())
+    return Memory(F.normalize(torch.cat(rows), dim=1), torch.cat(shares))
 
 
 def balanced_sample(labels: Tensor, per_image: int, generator: torch.Generator | None = None) -> Tensor:

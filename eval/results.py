@@ -2,9 +2,12 @@
 
 results.json (schema "dino-tower/eval", version 1) holds:
 
-    settings     what was asked for
-    data         a list of {name, kind, split, items, classes, regions, chosen_by, tasks,
-                 untaught}: untaught, the classes of test pictures that no training picture has under --limit
+    dino_tower   the version that measured
+    reference    the tower that others are compared with
+    settings     what was asked for; device: what towers ran on (null in results of earlier versions)
+    data         a list of {name, kind, split, items, train_items, classes, regions, chosen_by, tasks,
+                 untaught}: items and train_items, how many are judged and trained on; untaught, the classes of test
+                 pictures that no training picture has under --limit
     towers       a list of {name, role, of, family, patch, width, costs: {column: {...}}}; role and of as in `Entry`
     tasks        {name: {title, text, headline, metrics: {name: {title, unit, better}}}}
     scores       a list of {data, task, metric, tower, role, of, column, layer, score: {value, low, high, units},

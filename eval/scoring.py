@@ -27,7 +27,7 @@ from dino_tower.eval.splits import held_out
 from dino_tower.eval.stats import score
 from dino_tower.eval.task import Split, Task
 from dino_tower.eval.truths import write_truths
-from dino_tower.eval.view import LAST, LAYERS, REDUCED, Source, View
+from dino_tower.eval.view import LAST, LAYERS, REDUCED, VERSION_OF_FEATURES, Source, View
 
 BEST = "best"  # the layer that did best on a slice of train
 CHOICES = tuple(layer for layer in LAYERS if layer != REDUCED)
@@ -45,7 +45,7 @@ class Contestant(NamedTuple):
     of: str
 
     def load(self, settings: Settings) -> AnyTower:
-        """The tower itself."""
+        """The tower itself, on the device of the settings."""
         if self.role == "raw":
             return RawPixels()
         return load_tower(self.name, device=settings.device, dtype=settings.computed)
@@ -69,38 +69,53 @@ def entry_of(
     facts = {
         "task": [task.name, task.version], "weights": source.identity, "frame": frame.key(), "layer": layer,
         "test": source.fingerprint(split.test), "train": split.train and source.fingerprint(split.train),
+        "labels": [source.labels(split.test), split.train and source.labels(split.train)],
         "seeds": repeats, "seed": settings.seed, "dtype": [settings.dtype, settings.computed], "tower": who.name,
-        "data": split.test.name,
+        "data": split.test.name, "features": VERSION_OF_FEATURES,
     }  # fmt: skip
     key = key_of(facts)[:24]
     names = Entry(key, split.test.name, task.name, who.name, who.role, who.of, frame.key(), layer)
-    entry = read_entry(bench.output, key) or _same(names, task, split, frame, source, done)
-    if entry is None:
-        start = time.perf_counter()
-        try:
-            view = View(source, frame, LAST, together=together(settings, task, who.role))
-            if reason := task.fits(view, split):
-                raise ConfigError(reason)
-            taken = choose_layer(task, view, split, settings.seed) if layer == BEST else layer
-            entry = _same(replace(names, layer=taken), task, split, frame, source, done)
-            if entry is not None:
-                entry = replace(names, **_results(entry, taken if layer == BEST else None))
-            else:
-                view = View(source, frame, taken, split.train, together(settings, task, who.role))
-                outcomes = [task.run(view, split, settings.seed + seed) for seed in range(repeats)]
-                parts, seeds = joined_seeds(outcomes)
-                pictures = write_pictures(bench.output, key, outcomes[0].pictures)
-                chosen = [dict(one.chosen) for one in outcomes]
-                entry = replace(names, parts=parts, seeds=seeds, ids=outcomes[0].ids, pictures=pictures, chosen=chosen)
-                entry = replace(names, **_results(entry, taken if layer == BEST else None))
-            write_truths(bench.output, task, split, list(entry.ids))
-        except ConfigError as error:
-            entry = replace(names, reason=str(error))
-        entry = replace(entry, seconds=time.perf_counter() - start)
+    entry = _kept(bench.output, key) or _same(names, task, split, frame, source, done)
+    start = time.perf_counter()
+    try:
+        if entry is None:
+            entry = _computed(bench, who, names, source, task, split, frame, done, repeats)
+            entry = replace(entry, seconds=time.perf_counter() - start)
+        if not entry.reason:  # for what was kept, too: another --limit has drawn other units meanwhile
+            write_truths(bench.output, task, split, list(entry.ids), source.labels(split.test))
+    except ConfigError as error:
+        entry = replace(names, reason=str(error), seconds=time.perf_counter() - start)
     done[task.name, split.test.name, frame.sees(source.tower.patch), layer] = entry
     bench.say(f"  {_line(entry, task)}")
     write_entry(bench.output, entry)
     return entry
+
+
+def _kept(output: Path, key: str) -> Entry | None:
+    """Scores that are on disk. What could not be done is tried again: the reason may be gone."""
+    entry = read_entry(output, key)
+    return entry if entry is not None and not entry.reason else None
+
+
+def _computed(
+    bench: Bench, who: Contestant, names: Entry, source: Source, task: Task, split: Split, frame: Frame, done: Done,
+    repeats: int,
+) -> Entry:  # fmt: skip
+    """The entry of these names, which say the layer. Raises ConfigError for what cannot be done."""
+    settings, layer = bench.settings, names.layer
+    view = View(source, frame, LAST, together=together(settings, task, who.role))
+    if reason := task.fits(view, split):
+        raise ConfigError(reason)
+    taken = choose_layer(task, view, split, settings.seed) if layer == BEST else layer
+    entry = _same(replace(names, layer=taken), task, split, frame, source, done)
+    if entry is None:
+        view = View(source, frame, taken, split.train, together(settings, task, who.role))
+        outcomes = [task.run(view, split, settings.seed + seed) for seed in range(repeats)]
+        parts, seeds = joined_seeds(outcomes)
+        pictures = write_pictures(bench.output, names.key, outcomes[0].pictures)
+        chosen = [dict(one.chosen) for one in outcomes]
+        entry = replace(names, parts=parts, seeds=seeds, ids=outcomes[0].ids, pictures=pictures, chosen=chosen)
+    return replace(names, **_results(entry, taken if layer == BEST else None))
 
 
 def _same(names: Entry, task: Task, split: Split, frame: Frame, source: Source, done: Done) -> Entry | None:

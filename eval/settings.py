@@ -19,7 +19,8 @@ class Settings:
     column. columns: equal tokens, equal pixels. layers: "choose" also chooses among LAYERS on a slice of train, "last"
     reports the last layer only. reduced: also with features projected to 256. floors: what stands below every tower.
     limit: at most so many pictures of each split, evenly spread. dtype: of patches on disk. reference: the tower that
-    the others are compared with (the first by default). costs: measure what each tower costs, too.
+    the others are compared with (the first by default). device: where towers run; None is the first GPU, if there is
+    one. costs: measure what each tower costs, too.
     """
 
     towers: tuple[str, ...]

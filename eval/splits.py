@@ -61,24 +61,3 @@ def shard(images: int, process: int, processes: int) -> Tensor:
     if not 0 <= process < processes:
         raise ConfigError(f"shard: process {process} of {processes}; processes count from 0")
     return torch.arange(process, images, processes)
-
-
-def in_order(indices: Tensor, rows: Tensor, images: int) -> Tensor:
-    """What the processes gathered, one row an image in the images' order: rows [M, ...], indices [M] -> [images, ...].
-
-    Rows of an image that came twice must agree and count once. Raises ConfigError for missing or unlike rows.
-    """
-    if len(indices) != len(rows):
-        raise ConfigError(f"gathered rows: {len(rows)} rows for {len(indices)} indices")
-    indices = indices.to(torch.int64)
-    if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < images:
-        raise ConfigError(f"gathered rows: index {int(indices.max())} of {images} images")
-    ordered = rows.new_empty(images, *rows.shape[1:])
-    ordered[indices] = rows
-    seen = torch.zeros(images, dtype=torch.bool)
-    seen[indices.cpu()] = True
-    if not seen.all():
-        raise ConfigError(f"gathered rows: {int((~seen).sum())} of {images} images are missing")
-    if not torch.equal(ordered[indices], rows):
-        raise ConfigError("gathered rows: an image came twice with unlike values")
-    return ordered

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from dino_tower import architectures, load_tower
 from dino_tower.errors import ConfigError, unknown
 from dino_tower.eval.cache import key_of
 from dino_tower.eval.cost import Cost, cost_of
-from dino_tower.eval.datasets import Dataset, allowed_tasks, open_dataset
+from dino_tower.eval.datasets import Dataset, NoSplit, allowed_tasks, open_dataset
 from dino_tower.eval.entries import Entry, write_entry
 from dino_tower.eval.extraction import AnyTower, Feature
 from dino_tower.eval.geometry import COARSE, OWN, TOKENS, Frame
@@ -28,11 +30,12 @@ from dino_tower.eval.stats import score
 from dino_tower.eval.task import Split, Task
 from dino_tower.eval.tasks import SUITES, TASKS
 from dino_tower.eval.view import LAST, LAYERS, REDUCED, WIDTH, Source, View, fingerprint
+from dino_tower.finding import find
 
 
 def tasks_of(suite: str) -> list[Task]:
-    """The tasks of a suite, or those named with commas. ConfigError for a name that is neither."""
-    names = SUITES.get(suite) or tuple(suite.split(","))
+    """The tasks of suites and tasks named with commas, each once. ConfigError for a name that is neither."""
+    names = dict.fromkeys(name for word in suite.split(",") for name in SUITES.get(word, (word,)))
     for name in names:
         if name not in TASKS:
             raise unknown("task or suite", name, [*SUITES, *TASKS], "--suite")
@@ -40,13 +43,16 @@ def tasks_of(suite: str) -> list[Task]:
 
 
 def open_data(settings: Settings) -> list[Split]:
-    """Every data set, its splits looked at: the first pictures are read before anything is computed."""
+    """Every data set, its splits looked at: the first pictures are read before anything is computed.
+
+    Raises ConfigError for data that cannot be read. Only a training part that is not there is left out.
+    """
     found = []
     for spelling in settings.data:
         test = open_dataset(spelling, "test")
         try:
             train: Dataset | None = open_dataset(spelling, "train")
-        except ConfigError:  # many sets have no training part, and many tasks need none
+        except NoSplit:  # many sets have no training part, and many tasks need none
             train = None
         split = Split(None if train is None else _limited(train, settings.limit), _limited(test, settings.limit))
         for part in split:
@@ -64,6 +70,29 @@ def contestants(settings: Settings) -> list[Contestant]:
         if "random" in settings.floors and not name.startswith("random:"):  # which is untrained itself
             found.append(Contestant(f"random:{name}", "random", name))
     return found + ([Contestant(RawPixels.name, "raw", "")] if "raw" in settings.floors else [])
+
+
+def check_towers(settings: Settings) -> None:
+    """Raises ConfigError for a name that no tower stands behind, before the others are benchmarked for hours.
+
+    Local towers are looked up. Of a Hub id, timm and torchvision the untrained twin is made: it needs no weights.
+    """
+    for name in settings.towers:
+        what = name.removeprefix("random:")
+        if (what != name and what in architectures.names()) or _lies_here(what, name):
+            continue
+        try:
+            load_tower(f"random:{what}")
+        except ConfigError as error:
+            raise ConfigError(str(error).replace(f"random:{what}", name)) from None
+
+
+def _lies_here(what: str, name: str) -> bool:
+    """Whether there is a file or a directory with a config. Raises ConfigError for what is no TOWER at all."""
+    if Path(what).is_file() or (Path(what) / "base.json").is_file():
+        return True
+    foreign = what.partition(":")[0] in ("timm", "torchvision")
+    return not foreign and (Path(find(what, name)) / "config.json").is_file()
 
 
 class Seen(NamedTuple):
@@ -174,9 +203,9 @@ def _constant(bench: Bench, task: Task, split: Split) -> Entry:
     entry = Entry(key, split.test.name, task.name, "constant answer", "constant", "", "", "")
     try:
         parts = task.floor(split)
+        entry = replace(entry, parts=parts, seeds={name: [score(one)] for name, one in parts.items()})
     except ConfigError as error:
-        return replace(entry, reason=str(error))
-    entry = replace(entry, parts=parts, seeds={name: [score(one)] for name, one in parts.items()})
+        entry = replace(entry, reason=str(error))
     write_entry(bench.output, entry)
     return entry
 

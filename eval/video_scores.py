@@ -5,8 +5,6 @@ Legend: T frames, H x W pixels.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import cv2
 import numpy as np
 import torch
@@ -15,14 +13,6 @@ from torch import Tensor
 from dino_tower.errors import ConfigError
 
 TOLERANCE = 0.008  # of the diagonal
-
-
-class ObjectScore(NamedTuple):
-    """One object of one video; J&F of a data set is the mean over its objects."""
-
-    region: float  # J
-    boundary: float  # F
-    both: float  # (J + F) / 2
 
 
 def region_similarity(prediction: Tensor, truth: Tensor, void: Tensor | None = None) -> Tensor:
@@ -66,17 +56,6 @@ def _dilated(edge: np.ndarray, reach: float) -> np.ndarray:
     """Pixels within `reach` of a boundary: its dilation by a disk, by way of the exact distance."""
     distance = cv2.distanceTransform((~edge).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return distance <= reach + 1e-3  # squared distances are integers, so nothing lies between reach and this
-
-
-def object_score(prediction: Tensor, truth: Tensor, void: Tensor | None = None) -> ObjectScore:
-    """J, F and J&F of one object: masks [T, H, W] of all frames; the first (given) and the last do not count."""
-    if len(truth) < 3:
-        raise ConfigError(f"video: {len(truth)} frames; the first and the last do not count, so three are needed")
-    inner = slice(1, -1)
-    middle = None if void is None else void[inner]
-    region = float(region_similarity(prediction[inner], truth[inner], middle).mean())
-    edge = float(boundary_accuracy(prediction[inner], truth[inner], middle).mean())
-    return ObjectScore(region, edge, (region + edge) / 2)
 
 
 def frame_statistics(values: Tensor) -> tuple[float, float, float]:

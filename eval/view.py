@@ -17,8 +17,10 @@ from tqdm import tqdm
 
 from dino_tower.errors import ConfigError, unknown
 from dino_tower.eval.cache import Cache, key_of
-from dino_tower.eval.datasets.base import Dataset, LazyItems
+from dino_tower.eval.datasets.base import Dataset
 from dino_tower.eval.extraction import DATA, GRIDS, AnyTower, Feature, Processes, extract, starts_of
+from dino_tower.eval.fingerprints import Prints, prints_of
+from dino_tower.eval.fingerprints import fingerprint as fingerprint
 from dino_tower.eval.geometry import Frame
 from dino_tower.eval.raw import VERSION, RawPixels
 
@@ -31,7 +33,8 @@ LAYERS = {
     "quarters": lambda d: [(n, True) for n in sorted({max(1, round(d * q / 4)) for q in (1, 2, 3, 4)})],
     REDUCED: lambda d: [(d, True)],
 }
-WIDTH = 256  # of REDUCED
+WIDTH = 256  # of REDUCED, at most
+NULL = 1e-6  # of the largest variance: directions below it hold rounding errors
 PCA_ROWS = 50_000
 VERSION_OF_FEATURES = 1  # raise it when extraction changes what it computes
 
@@ -88,13 +91,14 @@ class Rows:
 
 
 class Projection:
-    """Onto the leading principal components of features [M, D]."""
+    """Onto the leading principal components of features [M, D]: `width` of them, or as many as the rows have."""
 
     def __init__(self, rows: Tensor, width: int = WIDTH) -> None:
         self.mean = rows.mean(0)
-        _, vectors = torch.linalg.eigh((rows - self.mean).T.double() @ (rows - self.mean).double())
-        self.basis = vectors[:, -width:].flip(1).float()
-        self.width = self.basis.shape[1]
+        values, vectors = torch.linalg.eigh((rows - self.mean).T.double() @ (rows - self.mean).double())
+        # N rows differ in N - 1 directions at most; a probe that standardises would blow up the others
+        self.width = max(1, min(width, int((values > NULL * values[-1]).sum())))
+        self.basis = vectors[:, -self.width :].flip(1).float()
 
     def __call__(self, rows: Tensor) -> Tensor:
         return (rows - self.mean) @ self.basis
@@ -109,7 +113,7 @@ class Source:
         self.processes = processes or Processes()
         self.say = say
         self.pictures_read = 0
-        self._prints: dict[int, tuple[Dataset, str]] = {}
+        self._prints: dict[int, tuple[Dataset, Prints]] = {}
 
     @cached_property
     def identity(self) -> str:
@@ -136,6 +140,7 @@ class Source:
               facts: Mapping[Feature, Mapping[str, Any]]) -> None:  # fmt: skip
         first = self.processes.rank == 0
         folders = {one: (self.cache.begin if first else self.cache.aside)(keys[one]) for one in missing}
+        self.processes.wait()  # nobody writes into a folder that the first is about to drop
         self.say(f"{self.tower.name}: reading {data.name}, {data.split}: {len(data)} pictures ({frame.key()})")
         with self._counted(len(data), first) as progress:
             extract(self.tower, data.items, frame, folders, self.dtype, self.processes, progress)
@@ -157,9 +162,16 @@ class Source:
             yield progress
 
     def fingerprint(self, data: Dataset) -> str:
-        """Of a data set, made once."""
+        """Of the pictures of a data set, made once."""
+        return self._printed(data).pictures
+
+    def labels(self, data: Dataset) -> str:
+        """Of what is known about its pictures, made once."""
+        return self._printed(data).labels
+
+    def _printed(self, data: Dataset) -> Prints:
         if id(data) not in self._prints:
-            self._prints[id(data)] = (data, fingerprint(data))  # held, so that its id is not given to another
+            self._prints[id(data)] = (data, prints_of(data))  # held, so that its id is not given to another
         return self._prints[id(data)][1]
 
     def _facts(self, data: Dataset, frame: Frame, feature: Feature) -> dict[str, Any]:
@@ -261,18 +273,4 @@ def identity_of(tower: AnyTower) -> str:
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     settings = tower.processor.to_dict() if hasattr(tower.processor, "to_dict") else repr(tower.processor)
     digest.update(key_of({"processor": settings, "config": str(getattr(tower.model, "config", ""))}).encode())
-    return digest.hexdigest()
-
-
-def fingerprint(data: Dataset) -> str:
-    """A hash of the pictures by name, and by size and time of change where they are files."""
-    digest = hashlib.sha256(f"{data.name} {data.split}".encode())
-    made_up = isinstance(data.items, LazyItems) and data.items.name is not None  # no files, and costly to make
-    for name in data.ids() if made_up else ():
-        digest.update(name.encode())
-    for item in () if made_up else data:
-        digest.update(item.id.encode())
-        if isinstance(item.payload, (str, Path)) and Path(item.payload).is_file():
-            stat = Path(item.payload).stat()
-            digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
     return digest.hexdigest()

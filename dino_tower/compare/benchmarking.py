@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from dino_tower.compare.settings import Comparison
 from dino_tower.errors import ConfigError
 from dino_tower.sources.opening import open_source
 
-GRID = 32  # patches along a side at most, where the trained grid doubled is larger
+GRID = 32  # patches along a side at most, where twice the size trained at has more
 PROBES = "grounding-maps"  # beside the dense suite, which has the other grounding probe
 
 
@@ -29,7 +28,8 @@ def bench_of(asked: Comparison, config: Any) -> Bench:
     """The dense suite and both grounding probes.
 
     Towers of one architecture need one column, and as towers that are trained several times they need no several seeds
-    of a probe; pictures are shown at twice the size trained at. `--eval.FLAG` changes each of it. Raises ConfigError.
+    of a probe; whole pictures are shown at twice the size trained at, on GRID x GRID patches at most. `--eval.FLAG`
+    changes each of it. Raises ConfigError.
     """
     from dino_tower.eval.command import parser_of_eval, settings_of
     from dino_tower.eval.tasks import SUITES
@@ -46,8 +46,16 @@ def bench_of(asked: Comparison, config: Any) -> Bench:
 
 
 def _grid(config: Any) -> int:
-    patch = re.fullmatch(r"vit[a-z]+(\d+)(_\w+)?", config.arch)
-    return min(GRID, 2 * config.crops.global_size // int(patch[1])) if patch else GRID
+    """Patches along a side (of a ResNet: steps of its stride) at twice the size trained at, GRID at most."""
+    import torch
+
+    from dino_tower.architectures import build
+    from dino_tower.families import family_of
+
+    size = config.crops.global_size
+    with torch.device("meta"):
+        model = build(config.arch, image_size=size)
+    return max(1, min(GRID, 2 * size // family_of(model).patch(model)))
 
 
 def default_data(asked: Comparison) -> tuple[str, ...]:

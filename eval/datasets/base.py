@@ -23,6 +23,10 @@ OFFERS = (
 Pixels = Callable[[], np.ndarray]
 
 
+class NoSplit(ConfigError):
+    """The data has no such part, which is no fault of it: anything else that is wrong with a part is one."""
+
+
 @dataclass(frozen=True)
 class Box:
     """(left, top, right, bottom) in pixels, right and bottom excluded; `label` indexes `Dataset.regions`."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dino_tower.errors import ConfigError
-from dino_tower.eval.datasets.base import VOID, Box, Dataset, Item
+from dino_tower.eval.datasets.base import VOID, Box, Dataset, Item, NoSplit
 from dino_tower.eval.datasets.coco_masks import DrawnObjects, PanopticFile
 from dino_tower.eval.datasets.reading import (
     MAX_CLASSES,
@@ -18,6 +18,7 @@ from dino_tower.eval.datasets.reading import (
     by_hash,
     images_in,
     needed_folder,
+    nothing_apart,
     read_json,
     read_lines,
     read_text,
@@ -29,18 +30,22 @@ FIRST_STUFF, OTHER = 92, 183  # in stuff pixelmaps; 183 is "other", all things t
 
 
 def year_of(root: Path, kind: str, split: str) -> Path:
-    """annotations/KIND_{train,val}YEAR.json, the newest year. Raises ConfigError."""
+    """annotations/KIND_{train,val}YEAR.json, the newest year. Raises NoSplit."""
     wanted = "val" if split == "test" else split
     found = sorted((root / "annotations").glob(f"{kind}_{wanted}20*.json"))
     if not found:
         have = ", ".join(sorted(path.name for path in (root / "annotations").glob("*.json"))[:6]) or "none"
-        raise ConfigError(f"{root}: no annotations/{kind}_{wanted}2017.json for split {split!r}; files: {have}")
+        raise NoSplit(f"{root}: no annotations/{kind}_{wanted}2017.json for split {split!r}; files: {have}")
     return found[-1]
 
 
 def image_folder(root: Path, name: str) -> Path:
-    """val2017 beside annotations, or in images/."""
-    return root / "images" / name if (root / "images" / name).is_dir() else root / name
+    """val2017 beside annotations, or in images/. Raises NoSplit: annotations of both parts come in one file, pictures
+    in one each."""
+    found = next((folder for folder in (root / "images" / name, root / name) if folder.is_dir()), None)
+    if found is None:
+        raise NoSplit(f"{root}: no pictures of {name}: neither a folder images/{name} nor {name}")
+    return found
 
 
 def open_coco(root: Path, name: str, split: str) -> Dataset:
@@ -55,14 +60,22 @@ def open_coco_json(root: Path, name: str, split: str) -> Dataset:
     """Pictures in images/, a split's folder or beside the file, and one COCO JSON. captions.json (COCO's captions) and
     phrases.jsonl (rows of image_id, caption, span, bbox) beside it are read too. The split: folders, a field "split" of
     each image, or by hash."""
-    folder = next((root / one for one in SAME.get(split, (split,)) if json_in(root / one)), None)
+    folder = _own_folder(root, split)
+    if folder is None:
+        nothing_apart(name, split, lambda one: _own_folder(root, one), f"{split}/{JSON_NAMES[0]}")
     chosen = json_in(folder or root)
     if chosen is None:
         raise ConfigError(f"{name}: no {', '.join(JSON_NAMES)} in {root}")
     pictures = chosen.parent / "images" if (chosen.parent / "images").is_dir() else chosen.parent
     beside = chosen.parent
     captions, phrases = beside / "captions.json", beside / "phrases.jsonl"
-    return _dataset(name, "coco-json", split, chosen, pictures, captions, phrases, whole=folder is not None)
+    return _dataset(name, "coco-json", split, chosen, pictures, captions, phrases, whole=folder is not None,
+                    within=f"{folder.name}/" if folder else "")  # fmt: skip
+
+
+def _own_folder(root: Path, split: str) -> Path | None:
+    """The folder of a split, which has a file of its own."""
+    return next((root / one for one in SAME.get(split, (split,)) if json_in(root / one)), None)
 
 
 def json_in(folder: Path) -> Path | None:
@@ -71,9 +84,11 @@ def json_in(folder: Path) -> Path | None:
 
 
 def _dataset(
-    name: str, kind: str, split: str, chosen: Path, pictures: Path, captions: Path, phrases: Path | None, whole: bool
-) -> Dataset:
-    """Items of one instances file; `whole`: the file is one split."""
+    name: str, kind: str, split: str, chosen: Path, pictures: Path, captions: Path, phrases: Path | None, whole: bool,
+    within: str = "",
+) -> Dataset:  # fmt: skip
+    """Items of one instances file; `whole`: the file is one split; `within`: its folder, for ids that differ from those
+    of other splits."""
     data = read_coco(chosen, "images", "annotations", "categories")
     images, source = _split_images(data["images"], split, str(chosen), whole)
     notes = defaultdict(list)
@@ -106,7 +121,7 @@ def _dataset(
         shape = (f"{chosen}: {image['file_name']}", int(image.get("height", 0)), int(image.get("width", 0)), objects)
         items.append(
             Item(
-                Path(image["file_name"]).stem,
+                within + _id(image),
                 pictures / image["file_name"],
                 boxes=boxes,
                 mask_reader=DrawnObjects(*shape) if drawn else None,
@@ -118,6 +133,11 @@ def _dataset(
     has = {"boxes"} | ({"masks", "instances"} if drawn else set())
     has |= {one for one in ("captions", "phrases") if any(getattr(item, one) for item in items)}
     return Dataset(name, kind, split, source, items, frozenset(has), regions=("background", *names) if drawn else names)
+
+
+def _id(image: dict[str, Any]) -> str:
+    """With its folders: numbers start again in each."""
+    return Path(image["file_name"]).with_suffix("").as_posix()
 
 
 def read_coco(path: Path, *keys: str) -> dict[str, Any]:
@@ -149,7 +169,7 @@ def _split_images(images: list[dict], split: str, where: str, whole: bool) -> tu
         have = {str(image["split"]) for image in images}
         wanted = next((one for one in SAME.get(split, (split,)) if one in have), None)
         if wanted is None:
-            raise ConfigError(f"{where}: no image of split {split!r}; splits: {', '.join(sorted(have))}")
+            raise NoSplit(f"{where}: no image of split {split!r}; splits: {', '.join(sorted(have))}")
         return [image for image in images if str(image["split"]) == wanted], f'"split": "{wanted}" of each image'
     places, source = by_hash(where, [str(image["file_name"]) for image in images], split)
     return [images[place] for place in places], source
@@ -218,7 +238,7 @@ def open_panoptic(root: Path, name: str, split: str) -> Dataset:
         path = files[image["id"]]
         items.append(
             Item(
-                Path(image["file_name"]).stem,
+                _id(image),
                 pictures / image["file_name"],
                 mask_reader=PanopticFile(path, segments),
                 instance_reader=PanopticFile(path, segments, numbered=True),

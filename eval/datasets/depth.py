@@ -16,7 +16,7 @@ import numpy as np
 
 from dino_tower.errors import ConfigError
 from dino_tower.eval.datasets.base import Dataset, Item
-from dino_tower.eval.datasets.reading import SAME, all_labelled, by_hash, images_in, read_json
+from dino_tower.eval.datasets.reading import SAME, all_labelled, by_hash, images_in, nothing_apart, read_json
 from dino_tower.label_pictures import in_metres, read_stored
 
 MILLIMETRES = 1000.0
@@ -80,8 +80,8 @@ def has_depth(root: Path) -> bool:
 def open_depth(root: Path, name: str, split: str) -> Dataset:
     """One item a picture with a depth map. Without folders of splits: by hash."""
     folder = depth_folder(root, split)
-    if folder is None and depth_folder(root, "train"):
-        raise ConfigError(f"{name}: no folder for split {split!r}")
+    if folder is None:
+        nothing_apart(name, split, lambda one: depth_folder(root, one), f"a folder {split}")
     listed = (root / "index.json").is_file()
     units, cameras = (_units(root / "index.json"), _cameras(root / "index.json")) if listed else ({}, {})
     found = [(path, depth) for path in images_in(folder or root) if (depth := depth_of(path)) is not None]

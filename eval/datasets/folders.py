@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dino_tower.errors import ConfigError
-from dino_tower.eval.datasets.base import VOID, Dataset, Item, LazyItems
+from dino_tower.eval.datasets.base import VOID, Dataset, Item, LazyItems, NoSplit
 from dino_tower.eval.datasets.reading import (
     MAX_CLASSES,
     SAME,
@@ -20,6 +20,7 @@ from dino_tower.eval.datasets.reading import (
     by_hash,
     images_in,
     needed_folder,
+    nothing_apart,
     read_json,
     read_lines,
     sub_folder,
@@ -39,9 +40,7 @@ def open_classes(root: Path, name: str, split: str) -> Dataset:
     Raises ConfigError for a class without images, one that has test images only, and images in no class.
     """
     if split not in ("train", "test"):
-        raise ConfigError(
-            f"{name}: no split {split!r}; class folders have train and test (test/ or val/, else by hash)"
-        )
+        raise NoSplit(f"{name}: no split {split!r}; class folders have train and test (test/ or val/, else by hash)")
     train, test = (open_sources(str(root), split=one, hold_out=HELD_OUT) for one in ("train", "test"))
     source = train if split == "train" else test
     classes = train.classes or ()
@@ -104,7 +103,7 @@ def open_imagenet(root: Path, name: str, split: str) -> Dataset:
     classes = tuple(words.get(one, one) for one in ids)
     part = folder / ("train" if split == "train" else "val")
     if not part.is_dir():
-        raise ConfigError(f"{part}: no such folder, for split {split!r}")
+        raise NoSplit(f"{part}: no such folder, for split {split!r}")
     if next(part.glob("n[0-9]*/"), None):
         source = open_source(str(part), split="all")
         labels = _labels(source, ids)
@@ -166,15 +165,16 @@ def _masked(images: Path, masks: Path, listed: Path, name: str, split: str, ever
     labels = {path.relative_to(over).with_suffix("").as_posix(): path for path in images_in(over)}
     ids = sorted(pictures) if every else sorted(labels)
     if not chosen_by:
-        own = [
-            masks.parent / f"{start}{one}.txt" for start in (f"{masks.name}_", "") for one in SAME.get(split, (split,))
-        ]
-        chosen = next((path for path in own if path.is_file()), None)
-        if chosen is not None:
+        if (chosen := _list_beside(masks, split)) is not None:
             ids, chosen_by = [line.split()[0] for line in read_lines(chosen)], chosen.name
             gone = [one for one in ids if one not in pictures]
             if gone:
                 raise ConfigError(f"{chosen}: {gone[0]!r} is not in {images}")
+        elif inside or twin:
+            raise ConfigError(f"{inside or twin}: no folder of this name in {masks if inside else images}")
+        else:
+            nothing_apart(name, split, lambda one: _has_own(images, masks, one),
+                          f"{images.name}/{split} and {masks.name}/{split}, or {split}.txt")  # fmt: skip
     all_labelled(name, ids, [one for one in ids if one not in labels], f"mask in {over}")
     alone = [one for one in ids if one not in pictures]
     if alone:
@@ -184,6 +184,16 @@ def _masked(images: Path, masks: Path, listed: Path, name: str, split: str, ever
         ids = [ids[place] for place in places]
     items = [Item(one, pictures[one], mask_reader=MaskFile(labels[one], len(classes), table)) for one in ids]
     return Dataset(name, "masks", split, chosen_by, items, frozenset({"masks"}), regions=classes)
+
+
+def _list_beside(masks: Path, split: str) -> Path | None:
+    own = [masks.parent / f"{start}{one}.txt" for start in (f"{masks.name}_", "") for one in SAME.get(split, (split,))]
+    return next((path for path in own if path.is_file()), None)
+
+
+def _has_own(images: Path, masks: Path, split: str) -> bool:
+    """Folders or a list."""
+    return bool(sub_folder(images, split) and sub_folder(masks, split)) or _list_beside(masks, split) is not None
 
 
 def read_classes(path: Path) -> tuple[tuple[str, ...], dict[int, int] | None]:

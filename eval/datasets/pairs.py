@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dino_tower.errors import ConfigError
-from dino_tower.eval.datasets.base import Dataset, Item, LazyItems, Pair
+from dino_tower.eval.datasets.base import Dataset, Item, LazyItems, NoSplit, Pair
 from dino_tower.eval.datasets.reading import read_json, read_lines
 
 FOLDERS = {"train": "trn", "val": "val", "test": "test"}
@@ -18,9 +18,11 @@ KEYS = ("src_imname", "trg_imname", "src_bndbox", "trg_bndbox", "src_kps", "trg_
 def open_spair(root: Path, name: str, split: str) -> Dataset:
     """Layout/large/{trn,val,test}.txt and PairAnnotation/*/*.json, one item a pair, read when it is asked for."""
     if split not in FOLDERS:
-        raise ConfigError(f"{name}: no split {split!r}; SPair-71k has train, val, test")
+        raise NoSplit(f"{name}: no split {split!r}; SPair-71k has train, val, test")
     part = FOLDERS[split]
     chosen = root / "Layout" / "large" / f"{part}.txt"
+    if split == "train" and not chosen.is_file():
+        raise NoSplit(f"{chosen}: no such list, for split {split!r}")
     pairs = read_lines(chosen)
     classes = tuple(sorted({pair.rpartition(":")[2] for pair in pairs}))
     if any(":" not in pair for pair in pairs):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dino_tower.errors import ConfigError
-from dino_tower.eval.datasets.base import VOID
+from dino_tower.eval.datasets.base import VOID, NoSplit
 from dino_tower.images import EXTENSIONS, UnreadableImage, read_bytes
 from dino_tower.label_pictures import class_ids, read_stored
 from dino_tower.sources.opening import HELD_OUT
@@ -84,15 +84,13 @@ def read_lines(path: Path) -> list[str]:
 
 
 def own_list(folder: Path, split: str) -> Path:
-    """The data set's own list of `split`; "test" is val.txt where test.txt is not given. Raises ConfigError."""
+    """The data set's own list of `split`; "test" is val.txt where test.txt is not given. Raises NoSplit."""
     names = SAME.get(split, (split,))
     for name in names:
         if (folder / f"{name}.txt").is_file():
             return folder / f"{name}.txt"
     found = ", ".join(sorted(path.stem for path in folder.glob("*.txt"))[:8]) or "none"
-    raise ConfigError(
-        f"{folder}: no {' or '.join(f'{name}.txt' for name in names)} for split {split!r}; lists: {found}"
-    )
+    raise NoSplit(f"{folder}: no {' or '.join(f'{name}.txt' for name in names)} for split {split!r}; lists: {found}")
 
 
 def sub_folder(root: Path, split: str) -> Path | None:
@@ -100,12 +98,25 @@ def sub_folder(root: Path, split: str) -> Path | None:
     return next((root / name for name in SAME.get(split, (split,)) if (root / name).is_dir()), None)
 
 
+def nothing_apart(name: str, split: str, own: Callable[[str], object], needs: str) -> None:
+    """For data without a part of its own for `split`: may all of it be split by hash?
+
+    own(split): whether that split has a folder or a list. Raises NoSplit where another one has: a share of everything
+    would hold its pictures, too, and towers would be trained on what they are judged on. needs: what would be used.
+    """
+    other = next((one for one in ("train", "test") if one != split and own(one)), None)
+    if other is not None:
+        there = "test or val" if other == "test" else other
+        raise NoSplit(f"{name}: there is a {there} part and none for split {split!r}; give both ({needs}), or neither: "
+                      "then it is split by hash")  # fmt: skip
+
+
 def needed_folder(root: Path, split: str) -> Path:
-    """`sub_folder`, or ConfigError."""
+    """`sub_folder`, or NoSplit."""
     found = sub_folder(root, split)
     if found is None:
         have = ", ".join(sorted(path.name for path in root.glob("*") if path.is_dir())[:8]) or "none"
-        raise ConfigError(f"{root}: no folder for split {split!r}; folders: {have}")
+        raise NoSplit(f"{root}: no folder for split {split!r}; folders: {have}")
     return found
 
 
@@ -136,17 +147,18 @@ def all_labelled(where: str, ids: Iterable[str], missing: Sequence[str], kind: s
 def by_hash(where: str, ids: Sequence[str], split: str) -> tuple[list[int], str]:
     """(places, how they were chosen): a share HELD_OUT is "test", as in `sources.opening.hash_split`.
 
-    Adding images moves none of the old ones. Raises ConfigError for a part that stays empty and for another split.
+    For data of which no split has a folder or a list of its own. Adding images moves none of the old ones. Raises
+    NoSplit for a part that stays empty and for another split, ConfigError for less than two images.
     """
     if split not in ("train", "test"):
-        raise ConfigError(f"{where}: no split {split!r}; without lists or folders there are train and test, by hash")
+        raise NoSplit(f"{where}: no split {split!r}; without lists or folders there are train and test, by hash")
     if len(ids) < 2:
         raise ConfigError(f"{where}: {len(ids)} image; needs two or more to be split into train and test")
     draws = (hashlib.blake2b(one.encode("utf-8", "surrogateescape"), digest_size=4).digest() for one in ids)
     test = [int.from_bytes(draw, "big") < int(HELD_OUT * 2**32) for draw in draws]
     chosen = [place for place, held in enumerate(test) if held == (split == "test")]
     if not chosen:
-        raise ConfigError(
+        raise NoSplit(
             f"{where}: {len(ids)} images are too few to split a {split} part off; give train and test folders"
         )
     return chosen, f"hash of the id ({len(chosen)} of {len(ids)})"

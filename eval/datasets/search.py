@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from dino_tower.errors import ConfigError
-from dino_tower.eval.datasets.base import Dataset, Item, Relevance
+from dino_tower.eval.datasets.base import Dataset, Item, NoSplit, Relevance
 from dino_tower.eval.datasets.reading import image_named, images_in, read_json
 from dino_tower.images import read_image
 
@@ -60,7 +60,13 @@ def _cut(path: Path, corners: tuple[float, ...]) -> Image.Image:
 
 
 def open_copydays(root: Path, name: str, split: str) -> Dataset:
-    """original/ is searched for the originals of strong/: a copy's number differs in its last two digits."""
+    """original/ is searched for the originals of strong/: a copy's number differs in its last two digits.
+
+    "train" is the pictures of train/, if there is such a folder: others, that whitening is learned from.
+    """
+    if split == "train" and (root / "train").is_dir():
+        others = [Item(path.relative_to(root).as_posix(), path) for path in images_in(root / "train")]
+        return Dataset(name, "copydays", "train", "folder", others, frozenset())
     _only_test(name, split)
     originals = images_in(root / "original")
     place = {path.stem[:-2]: index for index, path in enumerate(originals)}
@@ -74,4 +80,4 @@ def open_copydays(root: Path, name: str, split: str) -> Dataset:
 
 def _only_test(name: str, split: str) -> None:
     if split != "test":
-        raise ConfigError(f"{name}: no split {split!r}; a retrieval set has only test")
+        raise NoSplit(f"{name}: no split {split!r}; a retrieval set has only test")

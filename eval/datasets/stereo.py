@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dino_tower.errors import ConfigError
-from dino_tower.eval.datasets.base import Dataset, Item, LazyItems, Pair
+from dino_tower.eval.datasets.base import Dataset, Item, LazyItems, NoSplit, Pair
 from dino_tower.label_pictures import read_stored
 
 POINTS = 32  # asked for along the longer side
@@ -19,7 +19,7 @@ SEEN = "mask0nocc.png"  # 255 where the second camera sees the point, too
 def open_stereo(root: Path, name: str, split: str) -> Dataset:
     """SCENE/im0.png, im1.png and disp0.pfm or disp0GT.pfm (and mask0nocc.png), one item a scene."""
     if split != "test":
-        raise ConfigError(f"{name}: no split {split!r}; stereo pairs have only test")
+        raise NoSplit(f"{name}: no split {split!r}; stereo pairs have only test")
     scenes = sorted(path.parent for path in root.glob("*/im0.png"))
     for scene in scenes:
         if not (scene / "im1.png").is_file() or _disparity_of(scene) is None:

@@ -10,7 +10,7 @@ import yaml
 
 from dino_tower.errors import ConfigError
 from dino_tower.eval.datasets.base import Box, Dataset, Item, LazyItems
-from dino_tower.eval.datasets.reading import by_hash, images_in, read_lines, read_text, sub_folder
+from dino_tower.eval.datasets.reading import by_hash, images_in, nothing_apart, read_lines, read_text, sub_folder
 from dino_tower.images import image_size
 
 Row = tuple[int, float, float, float, float]  # class, left, top, right, bottom in shares of the picture
@@ -28,26 +28,26 @@ def open_yolo(root: Path, name: str, split: str) -> Dataset:
     """
     names = yolo_classes(root)
     folder = sub_folder(root / "images", split)
-    if folder is None and sub_folder(root / "images", "train"):
-        raise ConfigError(f"{name}: images/ has a train folder but none for split {split!r}")
     pictures = images_in(folder or root / "images")
     chosen_by = f"images/{folder.name}" if folder else ""
     if folder is None:
+        nothing_apart(name, split, lambda one: sub_folder(root / "images", one), f"images/{split}")
         places, chosen_by = by_hash(name, [p.relative_to(root / "images").as_posix() for p in pictures], split)
         pictures = [pictures[place] for place in places]
+    ids = [path.relative_to(root / "images").with_suffix("").as_posix() for path in pictures]
     texts = [root / "labels" / path.relative_to(root / "images").with_suffix(".txt") for path in pictures]
     if not any(path.is_file() for path in texts):
         raise ConfigError(f"{name}: none of the {len(texts)} images has a text file in labels/, e.g. {texts[0]}")
     rows = [read_rows(path, len(names)) if path.is_file() else () for path in texts]
-    items = LazyItems(len(pictures), partial(_item, pictures, rows))
+    items = LazyItems(len(pictures), partial(_item, pictures, ids, rows))
     return Dataset(name, "yolo", split, chosen_by, items, frozenset({"boxes"}), regions=names)
 
 
-def _item(pictures: list[Path], rows: list[tuple[Row, ...]], index: int) -> Item:
+def _item(pictures: list[Path], ids: list[str], rows: list[tuple[Row, ...]], index: int) -> Item:
     path = pictures[index]
     wide, high = image_size(path)  # when asked for: a header per picture is too slow for a whole set
     boxes = tuple(Box((x0 * wide, y0 * high, x1 * wide, y1 * high), kind) for kind, x0, y0, x1, y1 in rows[index])
-    return Item(path.stem, path, boxes=boxes)
+    return Item(ids[index], path, boxes=boxes)
 
 
 def yolo_classes(root: Path) -> tuple[str, ...]:

@@ -163,8 +163,8 @@ def _notes(results: Mapping[str, Any]) -> str:
          "the towers of the row."),
         ("○", "Not shown to be better than the same architecture untrained: whatever the score, it is not learned."),
         ("Best layer", "Chosen on a tenth of the training pictures, never on those that are reported."),
-        ("256 features", "The last layer projected onto 256 principal components of the training pictures, since width "
-         "alone helps a probe."),
+        ("256 features", "The last layer projected onto 256 principal components of the training pictures (fewer where "
+         "these differ in fewer directions), since width alone helps a probe."),
     ]  # fmt: skip
     notes = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in rows)
     return f'<section class="notes"><h2>How to read it</h2><dl>{notes}</dl></section>'

@@ -46,7 +46,7 @@ def run(view: View, data: Split, seed: int) -> Outcome:
 
 def background_of(data: Split) -> int | None:
     """0 where masks have a background; None where each label is a thing (ADE20K, Cityscapes)."""
-    return 0 if data.test.regions and data.test.regions[0] in BACKGROUNDS else None
+    return 0 if data.test.regions and data.test.regions[0].lower() in BACKGROUNDS else None
 
 
 def _parts(scores: list[Jaccard]) -> dict[str, Parts]:
@@ -70,4 +70,5 @@ def fits(view: View, data: Split) -> str | None:
 ATTENTION_JACCARD = Task(
     "attention-jaccard", "attention on objects", METRICS, run,
     features=("attention",), fits=fits, floor=everywhere, truth=segmentation.truth,
+    version=2,
 )  # fmt: skip

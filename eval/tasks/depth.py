@@ -19,6 +19,7 @@ from dino_tower.eval.depth_head import depth_input
 from dino_tower.eval.depth_probe import CELL, RATES, STRENGTHS, chosen_of, fit_bins, fit_log_depth
 from dino_tower.eval.stats import Parts, of_values
 from dino_tower.eval.task import Metric, Outcome, Split, Task, kept_ids
+from dino_tower.eval.tasks import segmentation
 from dino_tower.eval.tasks.segmentation import SHOWN, small
 from dino_tower.eval.view import Rows, View
 from dino_tower.pictures import colour
@@ -30,6 +31,7 @@ METRICS = {
     "a1": Metric("within 25 %, bins"),
 }
 PATCHES = 100_000  # trained on at most
+REACH, COARSE = 500, (16, 16)  # training pictures, and their grid, that tell how far depth reaches
 
 
 def run(view: View, data: Split, seed: int) -> Outcome:
@@ -40,8 +42,7 @@ def run(view: View, data: Split, seed: int) -> Outcome:
     train = data.trained()
     rows, vectors = view.rows(train), view.vectors(train)
     places = sampled(rows, train, PATCHES, seed)
-    truth = torch.stack([small_depth(rows.grid(place), train[place]) for place in places])
-    high = reach(truth)
+    truth, high = torch.stack([small_depth(rows.grid(place), train[place]) for place in places]), reach(train)
     places, truth = labelled(places, truth, (truth > LOW) & (truth <= high), f"{train.name}: depth")
     patches = rows.stack(places)
     features = depth_input(patches, vectors[places])
@@ -79,8 +80,7 @@ def sampled(rows: Rows, train: Dataset, most: int, seed: int) -> list[int]:
     """Training pictures with `most` patches at most, drawn by the seed; three at least: one is held out of them."""
     if len(train) < 3:
         raise ConfigError(f"{train.name}: {len(train)} training pictures; one is held out, so that it takes 3 or more")
-    keep = min(len(train), max(3, most // (rows.grid(0)[0] * rows.grid(0)[1])))
-    return torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:keep].sort().values.tolist()
+    return segmentation.sampled(rows, train, most, seed, least=3)
 
 
 def labelled(places: list[int], truth: Tensor, known: Tensor, what: str) -> tuple[list[int], Tensor]:
@@ -97,8 +97,13 @@ def small_depth(grid: tuple[int, int], item: Item) -> Tensor:
     return torch.from_numpy(cv2.resize(item.depth(), (w * CELL, h * CELL), interpolation=cv2.INTER_NEAREST_EXACT))
 
 
-def reach(truth: Tensor) -> float:
-    """The largest depth that counts: NYUv2's 10 m, or what training shows where it reaches farther (streets)."""
+def reach(train: Dataset) -> float:
+    """The largest depth that counts: NYUv2's 10 m, or what training shows where it reaches farther (streets).
+
+    Looked up on one grid in pictures evenly spread, so that every tower, seed and floor is judged on the same pixels.
+    """
+    places = np.unique(np.linspace(0, len(train) - 1, min(REACH, len(train))).round().astype(int)).tolist()
+    truth = torch.stack([small_depth(COARSE, train[place]) for place in places])
     known = truth[truth > LOW]
     far = float(np.quantile(known.numpy(), 0.99)) if len(known) else 0.0
     return HIGH if far <= HIGH else float(np.ceil(far))
@@ -106,8 +111,7 @@ def reach(truth: Tensor) -> float:
 
 def mean_depth(data: Split) -> Mapping[str, Parts]:
     """Everything is as far as training is on average."""
-    train = torch.cat([small_depth((16, 16), item).flatten() for item in data.trained()])
-    high = reach(train)
+    train, high = torch.cat([small_depth(COARSE, item).flatten() for item in data.trained()]), reach(data.trained())
     mean = train[(train > LOW) & (train <= high)].mean()
     values: dict[str, list[float]] = {name: [] for name in METRICS}
     for item in data.test:
@@ -143,5 +147,5 @@ def truth(data: Split, ids: Sequence[str]) -> dict[str, tuple[Image.Image, Image
 
 DEPTH = Task(
     "depth", "depth", METRICS, run,
-    features=("rows", "vectors"), trains=True, seeds=True, floor=mean_depth, truth=truth,
+    features=("rows", "vectors"), trains=True, seeds=True, floor=mean_depth, truth=truth, version=2,
 )  # fmt: skip

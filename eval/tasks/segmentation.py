@@ -40,11 +40,15 @@ def training(rows: Rows, train: Dataset, most: int, seed: int) -> tuple[Tensor, 
 
     Larger sets are sampled by the seed: what a head learns from a million patches changes little with ten million.
     """
-    each = rows.grid(0)[0] * rows.grid(0)[1]
-    keep = min(len(train), max(2, most // each))
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:keep].sort().values.tolist()
+    order = sampled(rows, train, most, seed)
     labels = torch.stack([label_on(rows.grid(i), train[i]) for i in order])
     return rows.stack(order), labels
+
+
+def sampled(rows: Rows, train: Dataset, most: int, seed: int, least: int = 2) -> list[int]:
+    """As many training pictures as have `most` patches at most, but `least`, drawn by the seed; in order."""
+    keep = min(len(train), max(least, most // (rows.grid(0)[0] * rows.grid(0)[1])))
+    return torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:keep].sort().values.tolist()
 
 
 def judge(rows: Rows, data: Split, predict: Callable[[Tensor, tuple[int, int]], Tensor]) -> Outcome:

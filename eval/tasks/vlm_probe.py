@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -77,7 +78,6 @@ def asked_of(train: Dataset, test: Dataset) -> tuple[Vocabulary, list[Asked], li
         known: list[Sequence[Question]] = [item.questions(EACH) for item in train]
         vocabulary = Vocabulary(question for one in known for question in one)
         judged = [encode(item.questions(TESTED), vocabulary) for item in test]
-        _ASKED.clear()
         _ASKED[key] = vocabulary, [encode(one, vocabulary) for one in known], judged
     return _ASKED[key]
 
@@ -136,4 +136,5 @@ def prior(data: Split) -> Mapping[str, Parts]:
 
 VLM_PROBE = Task(
     "vlm-probe", "VLM probe", METRICS, run, geometry="coarse", seeds=True, fits=fits, floor=prior,
+    shown=partial(some, most=TEST),
 )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dino_tower.cli import main
-from dino_tower.eval.entries import read_entries
+from dino_tower.eval.report.merged import read_benchmarks
 from dino_tower.eval.stats import compare, interval
 
 TOWER = "builtin:scenes"
@@ -16,9 +16,8 @@ def test_trained_above_untrained_above_blind(tmp_path: Path) -> None:
         f"eval {TOWER} --suite vlm-probe --data scenes:hard --floors random,constant --seeds 1 --layers last".split()
     )
     assert main([*words, "--output", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]) == 0
-    own, twin = (
-        next(one for one in read_entries(tmp_path / "out") if one.tower == name) for name in (TOWER, f"random:{TOWER}")
-    )
+    entries = read_benchmarks([tmp_path / "out"]).entries
+    own, twin = (next(one for one in entries if one.tower == name) for name in (TOWER, f"random:{TOWER}"))
     for metric, parts in own.parts.items():
         print(metric, interval(parts), interval(twin.parts[metric]), compare(parts, twin.parts[metric]))
     assert compare(own.parts["accuracy"], twin.parts["accuracy"]).low > 0

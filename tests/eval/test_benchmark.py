@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dino_tower import load_tower
 from dino_tower.cli import main
 from dino_tower.eval.results import read_results
 
@@ -112,6 +113,25 @@ def test_an_interrupted_benchmark_keeps_what_was_finished(
             object.__setattr__(TASKS[name], "run", run)
     assert set(ran) == {"in-context"}
     assert {row["task"] for row in read_results(tmp_path / "out")["scores"]} == {"knn", "in-context"}
+
+
+def test_without_a_device_the_first_gpu_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: Path, bench_command: Command
+) -> None:
+    """Help and docs said so, and every benchmark ran on the CPU; the page did not say on what."""
+    asked: list[Any] = []
+
+    def load(name: str, device: Any = None, dtype: str = "float32") -> Any:
+        asked.append(device)
+        return load_tower(name, dtype=dtype)
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("dino_tower.eval.scoring.load_tower", load)
+    words = bench_command(tmp_path, "--suite", "knn", "--layers", "last", "--floors", "none")
+    assert main([*words, "--limit", "4"]) == 0
+    assert asked == ["cuda"] and read_results(tmp_path / "out")["settings"]["device"] == "cuda"
+    assert "on cuda; peak" in (tmp_path / "out" / "report.html").read_text()
+    assert read_results(bench / "out")["settings"]["device"] == "cpu"
 
 
 def test_two_processes_give_the_numbers_of_one(bench: Path, bench_command: Command, tmp_path: Path) -> None:

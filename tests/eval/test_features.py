@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +18,10 @@ from dino_tower import load_tower
 from dino_tower.errors import ConfigError
 from dino_tower.eval.cache import META, Cache, key_of
 from dino_tower.eval.datasets import Dataset, open_dataset
-from dino_tower.eval.extraction import Feature, features_of
+from dino_tower.eval.extraction import Feature, Processes, features_of
 from dino_tower.eval.geometry import Frame
 from dino_tower.eval.raw import RawPixels
-from dino_tower.eval.view import LAYERS, REDUCED, Source, View, identity_of
+from dino_tower.eval.view import LAYERS, REDUCED, Projection, Source, View, identity_of
 
 TOWER = "builtin:scenes"
 SQUARE = Frame("square", "tokens", tokens=5, pixels=64)
@@ -48,7 +49,7 @@ def test_rows_are_the_tower_s_own_patches(layer: str, source: Source, pictures: 
     view = View(source, SQUARE, layer, reduce_on=pictures)
     rows = view.rows(pictures)
     if layer == REDUCED:
-        assert rows.width == min(256, source.tower.width)
+        assert rows.width == source.tower.width - 1  # after a layer norm features do not differ in one direction
         return
     parts = LAYERS[layer](source.tower.depth)
     for place in (0, 6):
@@ -185,6 +186,53 @@ def test_of_two_that_want_the_same_one_reads_and_the_other_waits(tmp_path: Path,
 
     with ThreadPoolExecutor(2) as pool:
         assert sorted(pool.map(work, range(2))) == [0, len(pictures)]
+
+
+def test_few_pictures_have_few_directions() -> None:
+    """256 directions were taken of 100 pictures: those in which they do not differ reached 1e7 once standardised."""
+    rows = torch.randn(300, 384, generator=torch.Generator().manual_seed(0))
+    project = Projection(rows[:100])
+    train, test = project(rows[:100]), project(rows[100:])
+    assert project.width == train.shape[1] == 99
+    assert ((test - train.mean(0)) / train.std(0)).abs().max() < 20
+
+
+def test_a_picture_that_one_process_cannot_read_stops_all_of_them(source: Source, pictures: Dataset) -> None:
+    """The other one went on, out of step, and kept zeros for the first one's pictures as finished features."""
+    broken = replace(pictures[3], payload=lambda: b"no picture")
+    data = replace(pictures, name="broken", items=[*pictures.items[:3], broken, *pictures.items[4:]])
+    barrier = threading.Barrier(2, timeout=60)
+
+    def work(rank: int) -> list[str]:
+        own = Source(load_tower(TOWER), source.cache, "float32", Processes(rank, 2, barrier.wait))
+        said = []
+        for part in (data, data, pictures):  # still in step after it
+            try:
+                View(own, SQUARE).rows(part)
+                said.append("read")
+            except ConfigError as error:
+                said.append(str(error))
+        return said
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(work, range(2))
+    assert first == second and first[2] == "read" and "test-000003" in first[0] and first[1] == first[0]
+    with pytest.raises(ConfigError, match="test-000003"):
+        View(source, SQUARE).rows(data)
+    assert source.pictures_read < len(data)
+    alone = Source(source.tower, Cache(source.cache.root.with_name("alone")), "float32")
+    assert torch.equal(View(source, SQUARE).rows(pictures)[3], View(alone, SQUARE).rows(pictures)[3])
+
+
+def test_features_too_large_for_half_precision_are_told(tower, tmp_path: Path, pictures: Dataset) -> None:  # type: ignore[no-untyped-def]
+    """They were looked at before the cast: 70,000 is finite, and was kept as infinity."""
+    large = load_tower(TOWER)
+    for name, parameter in large.model.named_parameters():
+        if name.startswith("layernorm.") and name.endswith("bias"):
+            parameter.data.fill_(70_000.0)
+    with pytest.raises(ConfigError, match=r"reach 7e\+04, too much for float16; give --feature-dtype float32"):
+        View(Source(large, Cache(tmp_path)), SQUARE).rows(pictures)
+    assert View(Source(large, Cache(tmp_path), "float32"), SQUARE).rows(pictures)[0].isfinite().all()
 
 
 def test_memory_does_not_grow_with_the_number_of_pictures(

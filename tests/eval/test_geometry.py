@@ -22,7 +22,6 @@ from dino_tower.eval.depth import (
     bilinear,
     depth_from_bins,
     depth_metrics,
-    flip_averaged,
     gradient_loss,
     sig_loss,
 )
@@ -145,7 +144,6 @@ def test_bins_and_losses() -> None:
     assert float(gradient_loss(truth * 0 + 3, truth)) == pytest.approx(np.mean(one_by_one))
     with pytest.raises(ConfigError, match="fewer than two pixels"):
         sig_loss(truth, torch.zeros_like(truth))
-    assert torch.equal(flip_averaged(truth, truth.flip(-1)), truth)
     assert bilinear(truth.float(), (48, 64)).shape == (3, 1, 48, 64)
 
 

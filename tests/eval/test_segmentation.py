@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from dino_tower.errors import ConfigError
 from dino_tower.eval.clustering import confusion, k_means, many_to_one, matched_areas, one_to_one
-from dino_tower.eval.in_context import balanced_sample, build_memory, full_size, in_context, patch_labels
+from dino_tower.eval.datasets.base import Dataset, Item
+from dino_tower.eval.extraction import DATA, GRIDS
+from dino_tower.eval.in_context import balanced_sample, build_memory, full_size, in_context, memory_of, patch_labels
 from dino_tower.eval.linear_segmentation import fit_segmentation
 from dino_tower.eval.miou import areas, joined, miou_parts, segmentation_score
 from dino_tower.eval.sliding import slide, windows
 from dino_tower.eval.stats import of_values, score
+from dino_tower.eval.task import Split
+from dino_tower.eval.tasks.in_context import IN_CONTEXT
+from dino_tower.eval.view import Rows
 
 CLASSES, GRID, PATCH = 4, 6, 4
 
@@ -78,6 +89,46 @@ def test_in_context_on_known_features(labels: torch.Tensor) -> None:
         found = in_context(build_memory(patches[:20], soft[:20]), patches[20:], k=30 if kind == "seeing" else 400,
                            temperature=0.02 if kind == "seeing" else 1.0)  # fmt: skip
         assert low <= miou_of(nearest_up(found), labels[20:]) <= high
+
+
+@pytest.mark.parametrize("size", [None, 240])
+def test_a_memory_of_pictures_one_by_one_is_that_of_all_at_once(labels: torch.Tensor, size: int | None) -> None:
+    """Bit for bit: the patches of all pictures, of which few are kept, need not be in memory together."""
+    patches, soft = features_of(labels, "blind")[:20], patch_labels(labels[:20], (GRID, GRID), CLASSES)
+    soft[3] = 0  # a picture without any label
+    rows, shares = patches.flatten(1, 2), soft.flatten(1, 2)
+    if size is not None:
+        kept = balanced_sample(soft, size // 20, torch.Generator().manual_seed(5))
+        rows, shares = (torch.stack([x[i, kept[i]] for i in range(20)]) for x in (rows, shares))
+    known = shares.flatten(0, 1).sum(1) > 0
+    each = None if size is None else size // 20
+    found = memory_of(zip(patches, soft, strict=True), each, torch.Generator().manual_seed(5))
+    assert torch.equal(found.features, F.normalize(rows.flatten(0, 1)[known], dim=1))
+    assert torch.equal(found.labels, shares.flatten(0, 1)[known])
+    again = build_memory(patches, soft, size, torch.Generator().manual_seed(5))
+    assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+
+
+def test_patches_that_are_not_remembered_are_never_in_memory_together(
+    labels: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All patches of a large training set were stacked before 100,000 of them were chosen: tens of GB."""
+    np.save(tmp_path / DATA, features_of(labels, "seeing").flatten(0, 2).numpy())
+    np.save(tmp_path / GRIDS, np.array([(GRID, GRID)] * len(labels), np.int32))
+    picture = Image.new("RGB", (GRID * PATCH, GRID * PATCH))
+    items = [Item(str(i), picture, mask_reader=one.to(torch.uint8).numpy) for i, one in enumerate(labels)]
+    data = Dataset("set", "made", "test", "hand", items, frozenset({"masks"}), regions=tuple("abcd"))
+    stack = Rows.stack
+
+    def one_by_one(rows: Rows, places: Sequence[int]) -> torch.Tensor:
+        assert len(places) == 1, f"{len(places)} pictures at once"
+        return stack(rows, places)
+
+    monkeypatch.setattr(Rows, "stack", one_by_one)
+    monkeypatch.setattr("dino_tower.eval.tasks.in_context.MEMORY", 40 * 12)
+    view: Any = SimpleNamespace(rows=lambda data: Rows([tmp_path]))
+    found = IN_CONTEXT.run(view, Split(data, data), 0)
+    assert score(found.parts["miou"]) > 0.75  # blended at borders, where bilinear must choose
 
 
 def test_clusters_on_known_features(labels: torch.Tensor) -> None:

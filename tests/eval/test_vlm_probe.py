@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from dino_tower.eval.datasets.base import Dataset, Item
 from dino_tower.eval.extraction import DATA, GRIDS
 from dino_tower.eval.stats import compare, interval, score
 from dino_tower.eval.task import Outcome, Split
-from dino_tower.eval.tasks.vlm_probe import METRICS, prior, run, some
+from dino_tower.eval.tasks.vlm_probe import METRICS, TEST, VLM_PROBE, prior, run, some
 from dino_tower.eval.view import Rows
 from dino_tower.eval.vlm_probe import Plan, Vocabulary, encode, fit, image_tokens
 from dino_tower.eval.vlm_probe.asking import rows_of
@@ -139,6 +140,32 @@ def test_pairs_do_not_crowd_out_other_kinds() -> None:
     rng = np.random.default_rng(0)
     drawn = [kind for _ in range(200) for kind in one.some(2, rng).kinds]
     assert 0.35 < drawn.count("what") / len(drawn) < 0.75
+
+
+def test_what_is_asked_is_made_once_a_benchmark(tmp_path: Path) -> None:
+    """With two data sets the questions of one were forgotten as soon as a tower came to the other."""
+    made: list[str] = []
+
+    def counted(data: Dataset, name: str) -> Dataset:
+        def ask(item: Item, each: int) -> Any:
+            made.append(name)
+            return item.questions(each)
+
+        return replace(data, name=name, items=[replace(item, question_reader=partial(ask, item)) for item in data])
+
+    sets = [Split(counted(part(2000, 8), name), counted(part(3000, 4), name)) for name in ("one", "other")]
+    view: Any = FakeView(tmp_path, truth)
+    for _ in range(2):  # towers
+        for data in sets:
+            run(view, data, 0, replace(PLAN, steps=2))
+    assert (made.count("one"), made.count("other")) == (12, 12)
+
+
+def test_processes_share_the_pictures_that_are_asked_about() -> None:
+    """They read the whole test part, and the first then read the thousand that count alone."""
+    data = open_dataset("scenes:hard", "test")
+    assert VLM_PROBE.shown(data).ids() == some(data, TEST).ids()
+    assert len(VLM_PROBE.shown(data)) == TEST < len(data)
 
 
 def test_scenes_have_questions_and_only_those_that_are_used_are_read() -> None:

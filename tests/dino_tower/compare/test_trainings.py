@@ -7,11 +7,13 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dino_tower.cli import main
+from dino_tower.compare.benchmarking import bench_of
 from dino_tower.compare.command import steps_of
 from dino_tower.compare.pretraining import cautions_of, controls_of, merged, recipe_of
 from dino_tower.compare.settings import read_words
@@ -64,6 +66,16 @@ def test_all_share_architecture_crops_and_batch_and_keep_their_own_recipe() -> N
     demo = recipe_of(asked("--preset demo --recipes cpu"), "ijepa")
     assert demo.preset == "ijepa_cpu" and demo.config.crops.grayscale_p == 0 and demo.config.model.heads == 4
     assert len(set(controls_of([own, other]).values())) == 2  # unlike networks start from unlike ones
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "patches"),
+    [("vits16", 224, 28), ("vits8", 224, 32), ("resnet8", 64, 8), ("resnet18", 64, 4), ("resnet50", 224, 14)],
+)
+def test_whole_pictures_are_shown_at_twice_the_size_trained_at(arch: str, size: int, patches: int) -> None:
+    """A ResNet, which has no patch in its name, was shown 32 steps of 32 pixels, 1,024, whatever it was trained at."""
+    config = SimpleNamespace(arch=arch, crops=SimpleNamespace(global_size=size))
+    assert bench_of(asked(), config).settings.tokens == patches
 
 
 def test_a_class_token_that_nobody_trained_is_told() -> None:

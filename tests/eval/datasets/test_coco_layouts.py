@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino_tower.eval.datasets import allowed_tasks, open_dataset
+from dino_tower.eval.datasets import NoSplit, allowed_tasks, open_dataset
 from dino_tower.eval.datasets.coco_masks import decode_runs
+from dino_tower.eval.grounding.grounded import apart, ground
 
 CATEGORIES = [{"id": 18, "name": "dog"}, {"id": 3, "name": "car"}]
 RUNS = {"counts": [8, 2, 2, 2, 10], "size": [4, 6]}  # columns first: rows 0 and 1 of columns 2 and 3
@@ -139,3 +140,43 @@ def test_yolo(tmp_path: Path, listed: str | None) -> None:
     found = [(box.label, *np.round(box.corners, 6).tolist()) for box in data[0].boxes or ()]
     assert found == [(1, 40, 15, 60, 35), (0, 10, 10, 30, 40)]
     assert data[1].boxes == ()
+
+
+def test_pictures_of_two_splits_may_have_the_same_numbers(tmp_path: Path) -> None:
+    """Ids were bare file names: grounding found 000 and 001 "in train and in test", and a/000 was b/000."""
+    for part in ("train", "test"):
+        data = instances()
+        data["images"] = [{"id": i, "file_name": f"{'ab'[i]}/000.jpg"} for i in range(2)]
+        del data["annotations"][0]["segmentation"]
+        data["annotations"] = [data["annotations"][0] | {"image_id": i, "bbox": [0, 0, 4, 3]} for i in range(2)]
+        write(tmp_path / part / "instances.json", data)
+        rows = [{"image_id": i, "caption": "car", "span": [0, 3], "bbox": [0, 0, 4, 3]} for i in range(2)]
+        write(tmp_path / part / "phrases.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        for name in "ab":
+            photo(tmp_path / part / "images" / name / "000.jpg")
+    train, test = open_dataset(str(tmp_path), "train"), open_dataset(str(tmp_path))
+    assert (train.ids(), test.ids()) == (["train/a/000", "train/b/000"], ["test/a/000", "test/b/000"])
+    apart([ground(item) for item in train], [ground(item) for item in test])
+
+
+@pytest.mark.parametrize(("own", "missing"), [("val", "train"), ("train", "test")])
+def test_yolo_pictures_of_one_split_only_are_not_split_again(tmp_path: Path, own: str, missing: str) -> None:
+    """With images/val only, "train" was four fifths of everything, test pictures included."""
+    write(tmp_path / "classes.txt", "leaf\n")
+    for place in range(12):
+        photo(tmp_path / "images" / own / f"{place:02d}.jpg", 10, 5)
+        write(tmp_path / "labels" / own / f"{place:02d}.txt", "0 0.5 0.5 0.2 0.4\n")
+    data = open_dataset(str(tmp_path), "train" if own == "train" else "test")
+    assert data.ids() == [f"{own}/{place:02d}" for place in range(12)]
+    with pytest.raises(NoSplit, match=f"none for split '{missing}'"):
+        open_dataset(str(tmp_path), missing)
+
+
+def test_coco_without_its_training_pictures_has_no_training_part(tmp_path: Path) -> None:
+    """Annotations of both parts come in one file, 18 GB of training pictures in another: few want to have both."""
+    for part in ("train2017", "val2017"):
+        write(tmp_path / "annotations" / f"instances_{part}.json", instances())
+    photo(tmp_path / "val2017" / "000000000009.jpg")
+    assert open_dataset(str(tmp_path)).ids() == ["000000000009"]
+    with pytest.raises(NoSplit, match="neither a folder images/train2017 nor train2017"):
+        open_dataset(str(tmp_path), "train")

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dino_tower.errors import ConfigError
-from dino_tower.eval.datasets import LAYOUTS, allowed_tasks, open_dataset
+from dino_tower.eval.datasets import LAYOUTS, NoSplit, allowed_tasks, open_dataset
 from dino_tower.eval.datasets.depth import NYU_CAMERA
+from dino_tower.eval.settings import Settings
+from dino_tower.eval.suite import open_data
+from dino_tower.eval.tasks.copy_detection import COPY_DETECTION
 from dino_tower.sources.opening import hash_split, open_source
 
 
@@ -107,6 +112,17 @@ def test_own_depth_with_its_units(tmp_path: Path, folders: bool) -> None:
     assert "normals" not in allowed_tasks(data)  # no camera
 
 
+def test_depth_that_has_a_test_folder_only_is_not_trained_on(tmp_path: Path) -> None:
+    """Four fifths of everything, the test folder included, played the training part."""
+    for place in range(12):
+        folder = tmp_path / ("test" if place < 6 else "rest")
+        photo(folder / f"{place}_rgb.jpg")
+        save(folder / f"{place}_depth.png", [[7, 5000, 10000]], np.uint16)
+    assert len(open_dataset(str(tmp_path))) == 6
+    with pytest.raises(NoSplit, match="there is a test or val part and none for split 'train'"):
+        open_dataset(str(tmp_path), "train")
+
+
 def test_a_camera_in_the_index_allows_normals_and_a_wrong_one_is_named(tmp_path: Path) -> None:
     rows = [{"id": f"{place:03d}", "depth_units_per_metre": 1000, "camera": [500, 501, 1, 0.5]} for place in range(20)]
     for place in range(20):
@@ -146,9 +162,24 @@ def test_copydays(tmp_path: Path) -> None:
     data = open_dataset(str(tmp_path))
     assert [item.query.easy for item in data.queries if item.query] == [(1,), (1,)]
     assert len(data.database) == 2
+    with pytest.raises(ConfigError, match="no split 'train'"):
+        open_dataset(str(tmp_path), "train")
     photo(tmp_path / "strong" / "200901.jpg")
     with pytest.raises(ConfigError, match=r"200901\.jpg has no original"):
         open_dataset(str(tmp_path))
+
+
+def test_copydays_with_other_pictures_to_learn_whitening_from(tmp_path: Path) -> None:
+    """No split but test could be opened, so that copies were never searched in whitened features."""
+    for name in ("original/200000", "original/200100", "strong/200101", "train/a/1", "train/b/1", "train/c"):
+        photo(tmp_path / f"{name}.jpg")
+    (split,) = open_data(Settings(towers=("builtin:scenes",), data=(str(tmp_path),)))
+    assert split.train is not None and len(split.test) == 3
+    assert split.train.ids() == ["train/a/1.jpg", "train/b/1.jpg", "train/c.jpg"]
+    view: Any = SimpleNamespace(
+        rows=lambda data: [torch.rand(2, 2, 4) for _ in data], vectors=lambda data: torch.rand(len(data), 4)
+    )
+    assert COPY_DETECTION.run(view, split, 0).chosen == {"whitening": "2 directions of 3 training pictures"}
 
 
 @pytest.mark.parametrize("flat", [True, False])

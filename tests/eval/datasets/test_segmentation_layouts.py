@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino_tower.eval.datasets import allowed_tasks, open_dataset
+from dino_tower.eval.datasets import NoSplit, allowed_tasks, open_dataset
 
 
 def photo(path: Path, wide: int = 6, high: int = 4, red: int = 200) -> None:
@@ -122,6 +122,24 @@ def test_own_masks_in_folders_lists_and_by_hash(tmp_path: Path) -> None:
         photo(tmp_path / "images" / part / "a.png", 1, 1)
         save(tmp_path / "masks" / part / "a.png", grid([1]))
     assert open_dataset(str(tmp_path)).chosen_by == "images/val"
+
+
+@pytest.mark.parametrize(("own", "missing"), [("val", "train"), ("train", "test")])
+@pytest.mark.parametrize("lists", [True, False])
+def test_where_one_split_has_its_own_part_the_other_is_no_share_of_everything(
+    tmp_path: Path, own: str, missing: str, lists: bool
+) -> None:
+    """With images/val only, "train" was four fifths of everything: towers were trained on what they were judged on."""
+    for place in range(12):
+        name = f"{own}/{place}" if place < 6 and not lists else str(place)
+        photo(tmp_path / "images" / f"{name}.jpg", 3, 1)
+        save(tmp_path / "masks" / f"{name}.png", grid([0, 1, 255]))
+    text(tmp_path / "classes.txt", "ground\nleaf\n")
+    if lists:
+        text(tmp_path / f"{own}.txt", "3\n4\n")
+    assert len(open_dataset(str(tmp_path), "train" if own == "train" else "test")) == (2 if lists else 6)
+    with pytest.raises(NoSplit, match=f"none for split '{missing}'; give both .* or neither"):
+        open_dataset(str(tmp_path), missing)
 
 
 def test_masks_of_given_folders_with_sixteen_bit_values_and_coco_categories(tmp_path: Path) -> None:
