@@ -76,10 +76,10 @@ def build_head(
     return HEADS[kind](tower.width, outputs, channels=channels, dropout=dropout), which
 
 
-def freeze_unused(model: Adapted, side: int) -> list[str]:
+def freeze_unused(model: Adapted, side: int) -> None:
     """Switch off what is trainable and gets no gradient (a mask token, a pooler): several processes would wait for it.
 
-    side: pixels of a trial picture. Returns the names.
+    side: pixels of a trial picture.
     """
     device = next(model.parameters()).device
     noise = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
@@ -87,9 +87,6 @@ def freeze_unused(model: Adapted, side: int) -> list[str]:
     model.eval()
     model(noise).float().square().sum().backward()
     model.train(before)
-    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    for name, p in model.named_parameters():
+    for p in model.parameters():
+        p.requires_grad_(p.grad is not None)
         p.grad = None
-        if name in unused:
-            p.requires_grad_(False)
-    return unused

@@ -28,7 +28,6 @@ class Built:
     base: Base
     size: int  # pixels of a side of the views
     counts: dict[str, int]  # of parameters
-    unused: tuple[str, ...]  # trainable ones that the head's scores do not depend on
 
     def normalise(self, pixels: Tensor, device: torch.device) -> Tensor:
         """uint8 [B, S, S, 3] to normalised float [B, 3, S, S] on the device."""
@@ -96,13 +95,13 @@ def build(config: Config, classes: tuple[str, ...]) -> Built:
     else:
         model = wrap(model, config.method, config.peft, config.seed)
     adapted = Adapted(model, head, which, frozen=config.method == "none")
-    unused = tuple(freeze_unused(adapted, size))
+    freeze_unused(adapted, size)
     counts = {
         "tower": whole,
         "trained_in_tower": sum(p.numel() for p in adapted.tower.parameters() if p.requires_grad),
         "head": sum(p.numel() for p in head.parameters()),
     }
-    return Built(tower, adapted, base, size, counts, unused)
+    return Built(tower, adapted, base, size, counts)
 
 
 def free(tower: Tower) -> None:

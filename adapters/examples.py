@@ -8,7 +8,8 @@ What SOURCE may be, by task:
     depth      a folder with rgb/ and depth/, or NAME_rgb.* beside NAME_depth.png (millimetres in 16 bits; index.json
                may say otherwise)
 
-Splits are those of the SOURCE (train/ and val/ or test/ folders, MASKS_train.txt and MASKS_val.txt), else by hash.
+Splits are those of the SOURCE (train/ and val/ or test/ folders, MASKS_train.txt and MASKS_val.txt; of one list alone,
+the other split is what it does not name), else by hash.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from dino_tower.adapters.label_files import DepthFiles, MaskFiles, depth_units, 
 from dino_tower.adapters.settings import TargetConfig
 from dino_tower.errors import ConfigError
 from dino_tower.images import UnreadableImage
-from dino_tower.scenes import make_scene, semantic_names
+from dino_tower.run.entry import say
+from dino_tower.scenes import semantic_names
 from dino_tower.sources import NO_LABEL, Part, Source, SourceOptions, labels_among, open_source, open_sources
+from dino_tower.sources.generated import SceneSource
 from dino_tower.sources.opening import HELD_OUT, hash_split
 
 ReadLabel = Callable[[int], Any]
@@ -34,6 +37,7 @@ IMAGES, MASKS = ("images", "imgs"), ("masks", "labels", "annotations")
 RGB, DEPTH = ("rgb", "images"), ("depth",)
 CLASS_LISTS = ("classes.txt", "classes.json")
 LISTS = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}
+_OTHER = {"train": "test", "test": "train"}
 
 
 @dataclass(frozen=True)
@@ -87,11 +91,10 @@ class KnownLabels:
 class SceneMasks:
     """The masks of built-in scenes."""
 
-    level: str
-    split: str
+    scenes: SceneSource
 
     def __call__(self, index: int) -> np.ndarray:
-        return make_scene(self.level, index, self.split).semantic
+        return self.scenes.scene(index).semantic
 
 
 @dataclass(frozen=True)
@@ -151,10 +154,10 @@ def _labelled(data: Sequence[str], options: SourceOptions) -> tuple[Examples, Ex
 
 
 def _scene_masks(spelling: str, options: SourceOptions, split: str) -> Examples:
-    source: Any = open_source(spelling, options, split)
-    whole: Any = source.whole if isinstance(source, Part) else source
-    names = semantic_names(whole.level)
-    return _part(Examples(whole, SceneMasks(whole.level, whole.split), names), source)
+    scenes: Any = open_source(spelling, replace(options, max_samples=None), split)
+    whole = Examples(scenes, SceneMasks(scenes), semantic_names(scenes.level))
+    part = scenes if scenes.has_splits else hash_split(scenes, split, HELD_OUT)
+    return _limited(_part(whole, part), options)
 
 
 def _part(whole: Examples, part: Source) -> Examples:
@@ -230,6 +233,7 @@ def _beside(
     every: a picture without label is an error; else it is left out. ends: of both names, which differ where pictures
     and labels lie in one folder.
     """
+    lists = {split: _list_beside(images, labels, split) for split in LISTS}
     parts = []
     for split in ("train", "test"):
         pictures = open_source(str(images), replace(options, max_samples=None), split)
@@ -237,11 +241,17 @@ def _beside(
         below = labels / root.relative_to(images)
         stored = _by_name((p.relative_to(below).as_posix() for p in sorted(below.rglob("*")) if p.is_file()), ends[1])
         found = _by_name((pictures.sample_id(i) for i in range(len(pictures))), ends[0])
-        bare = [name for name in found if name not in stored]
-        if len(bare) == len(found):
+        if not found.keys() & stored.keys():
             raise ConfigError(f"--data: no picture of {str(root)!r} has a {kind} of its name in {str(below)!r}")
-        listed = None if pictures.has_splits else _list_beside(labels, split)
+        listed, other = (lists[split], lists[_OTHER[split]]) if not pictures.has_splits else (None, None)
+        if listed is None and other is not None:  # a hash over all pictures would hold out some of those listed
+            taken = set(read_lines(other))
+            found = {name: place for name, place in found.items() if name not in taken}
+            if not found.keys() & stored.keys():
+                raise ConfigError(f"{other}: names every picture with a {kind}: none is left for {split}")
+            say(f"{split}: the {len(found.keys() & stored.keys())} pictures that {other} does not name")
         names = [name for name in found if name in stored]
+        bare = [name for name in found if name not in stored]
         if listed is not None:
             names = read_lines(listed)
             if gone := [name for name in names if name not in found or name not in stored]:
@@ -253,7 +263,7 @@ def _beside(
             )
         kept: Source = Part(pictures, np.array([found[name][0] for name in names]), pictures.name)
         whole = Examples(kept, reader([below / stored[name][1] for name in names]), classes)
-        split_by_hash = not pictures.has_splits and listed is None
+        split_by_hash = not pictures.has_splits and not any(lists.values())
         parts.append(_limited(_part(whole, hash_split(kept, split, HELD_OUT)) if split_by_hash else whole, options))
     return parts[0], parts[1]
 
@@ -264,15 +274,18 @@ def _by_name(files: Iterable[str], end: str) -> dict[str, tuple[int, str]]:
     return {stem.removesuffix(end): (i, file) for i, file, stem in stems if stem.endswith(end)}
 
 
-def _list_beside(labels: Path, split: str) -> Path | None:
-    """MASKS_train.txt or train.txt beside the folder of labels."""
+def _list_beside(images: Path, labels: Path, split: str) -> Path | None:
+    """MASKS_train.txt or train.txt beside the folder of labels, or inside it where the pictures lie there too."""
+    folder = labels if labels == images else labels.parent
     names = [f"{start}{one}.txt" for start in (f"{labels.name}_", "") for one in LISTS[split]]
-    return next((labels.parent / name for name in names if (labels.parent / name).is_file()), None)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def _limited(examples: Examples, options: SourceOptions) -> Examples:
     """--source.max-samples of them."""
     most = options.max_samples
+    if most is not None and most < 1:
+        raise ConfigError(f"--source.max-samples {most}: give 1 or more")
     if most is None or most >= len(examples):
         return examples
     chosen = np.sort(np.random.default_rng(0).permutation(len(examples))[:most])

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from dino_tower.errors import ConfigError, unknown
+from dino_tower.export.writing import refuse_existing, write_new
 from dino_tower.fused import FUSIONS, FusedTower, FusedTowerConfig, Member
 from dino_tower.images import IMAGENET_MEAN, IMAGENET_STD, processor_for
 from dino_tower.tower import Tower, load_tower
@@ -42,8 +43,8 @@ def fuse_towers(
     members = [given if hasattr(given, "processor") else load_tower(given) for given in towers]
     if not members:
         raise ConfigError("no towers given; fuse_towers([TOWER, TOWER])")
-    if output is not None and Path(output).exists() and (Path(output).is_file() or any(Path(output).iterdir())):
-        raise ConfigError(f"{output} exists already; a fused tower is written to a new directory")
+    if output is not None:
+        refuse_existing(Path(output))
     for member in members:
         _check(member)
     config = _config(members, fusion, width, image_size, sizes, class_token)
@@ -57,8 +58,12 @@ def fuse_towers(
     processor = processor_for(config.image_size, config.patch_size, mean, std)
     name = " + ".join(member.name for member in members)
     if output is not None:
-        model.save_pretrained(output)
-        processor.save_pretrained(output)
+
+        def fill(folder: Path) -> None:
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+
+        write_new(Path(output), fill)
         name = str(output)
     return Tower(model, processor, name, folder=str(output or ""))
 

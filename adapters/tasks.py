@@ -116,11 +116,14 @@ def accuracy(rows: list[Row]) -> dict[str, float]:
 
 
 def mean_iou(rows: list[Row]) -> dict[str, float]:
-    """Areas summed over pictures first, then the mean over classes that are predicted or true."""
+    """Areas summed over pictures first, then the mean over classes that are predicted or true; nothing where no pixel
+    counts."""
     total: dict[str, np.ndarray] = {}
     for row in rows:
         for name, areas in row["areas"].items():
             total[name] = total.get(name, np.zeros(2)) + areas
+    if not total:
+        return {}
     sums = np.array(list(total.values()))
     return {"miou": float((sums[:, 0] / sums[:, 1]).mean()), "pixel_accuracy": _pixel_accuracy(sums)}
 

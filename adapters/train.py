@@ -8,6 +8,7 @@ One optimiser step: set rates -> scores of the views -> loss against the labels 
 from __future__ import annotations
 
 import math
+import os
 import resource
 import shlex
 import time
@@ -22,7 +23,8 @@ from dino_tower import __version__
 from dino_tower.adapters.building import Plan, build, make_plan, parameter_groups
 from dino_tower.adapters.data import Batch, BatchMaker, batch_keys, batches, random_numbers
 from dino_tower.adapters.examples import open_examples
-from dino_tower.adapters.finish import FACTS, finish
+from dino_tower.adapters.finish import FACTS, finish, merge
+from dino_tower.adapters.loading import load_adapted
 from dino_tower.adapters.settings import Config
 from dino_tower.adapters.state import Position, Trained, restore, snapshot
 from dino_tower.adapters.tasks import TASKS, Range, largest_share
@@ -32,6 +34,7 @@ from dino_tower.alarms import Alarms, Rule
 from dino_tower.checkpoint import BackgroundWriter
 from dino_tower.config import to_tree, to_yaml
 from dino_tower.errors import ConfigError
+from dino_tower.peft_adapter import MERGED
 from dino_tower.progress import Progress
 from dino_tower.run.directory import RunDirectory, refuse_or_resume
 from dino_tower.run.entry import guarded, quiet_libraries, say, start_accelerator
@@ -53,6 +56,8 @@ def train(config: Config, signals: StopSignals, words: Sequence[str] = ()) -> in
     """
     continued, run = refuse_or_resume(config), RunDirectory(Path(config.output))
     if run.finished() is not None and (run.root / FACTS).is_file():
+        if config.merge and not (run.root / MERGED).exists():
+            return merge_finished(config)
         say(f"{config.output}: this run is finished ({run.finished()} steps); nothing to do")
         return 0
     quiet_libraries()
@@ -190,6 +195,15 @@ def train(config: Config, signals: StopSignals, words: Sequence[str] = ()) -> in
     if main_process:
         print(farewell(config, score, len(held_out)), flush=True)
         run.close()
+    return 0
+
+
+def merge_finished(config: Config) -> int:
+    """--resume --merge of a run that was finished without: the first process writes OUTPUT/merged."""
+    if os.environ.get("RANK", "0") == "0":
+        adapted = load_adapted(config.output)
+        merge(config, adapted.tower, adapted.model.tower)
+    say(f"{config.output}: this run was finished; {config.output}/merged is its tower")
     return 0
 
 

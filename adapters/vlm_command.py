@@ -15,7 +15,6 @@ from dino_tower.run.settings import check_numbers
 FREE_ON_RESUME = ("output", "resume", "print_config", "workers", "checkpoint_every", "monitor", "compute.cpu")
 MISSING = {
     "tower": "TOWER is missing: the tower to put in, as in `dino-tower adapt TOWER --task vlm`",
-    "data": "--data FILE is missing: conversations in LLaVA's format",
     "output": "--output DIR is missing: where the VLM is to be written",
 }
 
@@ -45,15 +44,18 @@ def read_config(argv: Sequence[str]) -> Config:
 
 def check(config: Config) -> None:
     """Raise ConfigError, naming the key, for values that no run can use."""
+    stages = (config.stage1, config.stage2)
     if (config.language_model is None) == (config.vlm is None) and not config.print_config:
         raise ConfigError("command line: give --language-model DIR (a causal language model) or --vlm DIR (a LLaVA)")
+    if not (any(config.data) or config.print_config or all(stage.data for stage in stages if stage.steps != 0)):
+        raise ConfigError("command line: --data FILE is missing: conversations in LLaVA's format")
     positive: dict[str, float | None] = {
         "size": config.size, "length": config.length, "checkpoint_every": config.checkpoint_every,
         "monitor.log_every": config.monitor.log_every, "language.rank": config.language.rank,
         "language.alpha": config.language.alpha,
     }  # fmt: skip
     not_negative: dict[str, float | None] = {"workers": config.workers, "seed": config.seed}
-    for name, stage in (("stage1", config.stage1), ("stage2", config.stage2)):
+    for name, stage in zip(("stage1", "stage2"), stages, strict=True):
         positive |= {f"{name}.batch_size": stage.batch_size, f"{name}.accumulate": stage.accumulate}
         not_negative |= {f"{name}.{key}": getattr(stage, key) for key in ("steps", "lr", "tower_lr", "weight_decay")}
         positive |= {f"{name}.epochs": stage.epochs}

@@ -119,7 +119,7 @@ def merge_run(run: Path) -> float:
     Returns the largest difference between their features. Raises ConfigError where it is above the tolerance.
     """
     from dino_tower.checkpoint import checkpoints
-    from dino_tower.peft_adapter import MERGED, load_adapter, tower_below
+    from dino_tower.peft_adapter import MERGED, load_adapter, read_base, tower_below
     from dino_tower.peft_merging import write_merged
     from dino_tower.tower import load_tower
 
@@ -128,8 +128,8 @@ def merge_run(run: Path) -> float:
     student = checkpoints(run / "checkpoints")[-1] / "student"
     tower = load_tower(tower_below(student))
     origin = (
-        f"`{tower.name}` adapted to more pictures without labels by self-distillation with "
-        "[dino-tower](https://pypi.org/project/dino-tower), the adapter in its weights."
+        f"`{read_base(student).tower}` adapted to more pictures without labels by self-distillation with "
+        "dino-tower, the adapter in its weights."
     )
     gap = write_merged(tower, load_adapter(tower.model, student), run / MERGED, origin)
     print(f"  {run / MERGED}    a plain tower, for any client")

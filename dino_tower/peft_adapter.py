@@ -124,8 +124,15 @@ def base_path(name: str) -> str:
     if name.split(":")[0] in ("timm", "torchvision", "random") or Path(name).is_file():
         return ""
     # of a tower that is an adaptation itself, what other software can load
-    found = str(Path(name) / MERGED) if (Path(name) / BASE).is_file() else find(name)
-    return found if Path(found).is_dir() else ""
+    found = Path(name)
+    if not (found / BASE).is_file():
+        found = Path(find(name))
+        if not (found / BASE).is_file():
+            return str(found) if found.is_dir() else ""
+        if found.name != "student":  # of RUN/checkpoints/step-N; the teacher is merged nowhere
+            return ""
+        found = found.parents[2]
+    return str(found / MERGED) if (found / MERGED).is_dir() else ""
 
 
 def read_base(folder: Path) -> Base:

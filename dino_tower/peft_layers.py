@@ -107,7 +107,7 @@ def find_targets(model: Model, method: str, part: str, modules: Sequence[str] = 
     if name not in LAYERS:
         raise ConfigError(
             f"method {method} adapts the layers of a transformer by name, and a {name} has none that are known; "
-            f"take --method {' or '.join(PLAIN)}"
+            "take a ViT, or train a head on it as it is"
         )
     layers = LAYERS[name]
     present = _with_weights(model.get_submodule(f"{layers.blocks}.0"))

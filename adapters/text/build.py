@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -73,14 +72,6 @@ def parameter_groups(model: TextTower, config: Config) -> list[dict[str, Any]]:
             peak = text_lr if name.startswith("text_model.") else config.optim.lr
             groups.setdefault((peak, config.optim.weight_decay if p.ndim > 1 else 0.0), []).append(p)
     return [{"params": ps, "lr": 0.0, "peak": peak, "weight_decay": wd} for (peak, wd), ps in groups.items()]
-
-
-def rate(step: int, steps: int, warmup: float) -> float:
-    """Share of the peak rate at a step: linear from 0 over `warmup` (a share of the steps), then a cosine to 0."""
-    rising = round(warmup * steps)
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
 class Pair(nn.Module):

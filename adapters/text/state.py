@@ -1,8 +1,8 @@
 """What a text alignment needs to go on as if it had never stopped, and the tower that it ends as.
 
-A checkpoint folder holds `trained.safetensors`, `optimizer.safetensors`, `tokenizer/`, `state.json` and `digests.json`.
-The frozen tower is not in it: it is read again, and has to be the same. A finished run has the model beside its
-settings and its log: DIR is then a tower.
+A checkpoint folder holds `trained.safetensors`, `optimizer.safetensors`, `state.json` and `digests.json`. The frozen
+tower is not in it, nor the words of the tokenizer: they are read again, and have to be the same. A finished run has the
+model beside its settings and its log: DIR is then a tower.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Trained:
     optimizer: torch.optim.Optimizer
 
 
-def snapshot(trained: Trained, tokenizer: Any, facts: dict[str, Any]) -> Callable[[Path], None]:
+def snapshot(trained: Trained, facts: dict[str, Any]) -> Callable[[Path], None]:
     """Copy the state now; the returned function writes the copy into a folder, whenever it is called."""
     weights = copied(trainable(trained.model))
     optimizer = copied(optimizer_tensors(trained.model, trained.optimizer))
@@ -54,7 +54,6 @@ def snapshot(trained: Trained, tokenizer: Any, facts: dict[str, Any]) -> Callabl
     def write(folder: Path) -> None:
         save_tensors(folder / "trained.safetensors", weights)
         save_tensors(folder / "optimizer.safetensors", optimizer)
-        tokenizer.save_pretrained(folder / "tokenizer")
         (folder / "state.json").write_text(json.dumps({"version": __version__, **facts}, indent=1))
         write_digests(folder)
 

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from dino_tower.adapters.text.build import Pair, bound_scale, build, frozen_tower, parameter_groups, rate
+from dino_tower.adapters.building import Plan
+from dino_tower.adapters.data import random_numbers
+from dino_tower.adapters.text.build import Pair, bound_scale, build, frozen_tower, parameter_groups
 from dino_tower.adapters.text.corpus import Corpus, Draw, draw, read_corpus, token_batches
 from dino_tower.adapters.text.encoders import read_encoder, small_encoder
 from dino_tower.adapters.text.settings import Config
@@ -36,6 +38,7 @@ from dino_tower.text_tower import TextTower
 from dino_tower.tokens import Tokens
 
 KEPT = 2  # checkpoints
+STEP = 2  # random numbers of a step, beside those of corpus.py
 
 
 def align(config: Config, signals: StopSignals, source: Source | None = None) -> int:
@@ -65,7 +68,9 @@ def align(config: Config, signals: StopSignals, source: Source | None = None) ->
     corpus = read_corpus(source, tower, config.cache_gib, config.workers, say, most, config.seed, captions)
     if len(corpus) < batch * world:
         raise ConfigError(f"{len(corpus)} pictures are fewer than one batch of {batch * world}: lower --batch-size")
-    steps = config.steps if config.steps is not None else config.epochs * (len(corpus) // (batch * world))
+    per_epoch = len(corpus) // (batch * world)
+    steps = config.steps if config.steps is not None else config.epochs * per_epoch
+    plan = Plan(steps, per_epoch, batch * world, round(config.optim.warmup * steps))
     torch.manual_seed(config.seed)
     text = chosen or small_encoder(config.text, _vocabulary(config, corpus))
     model = build(config, tower, text).to(device)
@@ -86,7 +91,10 @@ def align(config: Config, signals: StopSignals, source: Source | None = None) ->
         for line in _announcement(config, corpus, model, steps, step):
             print(line, flush=True)
         SkippedLog(run.skipped, len(source), len(source)).record(corpus.skipped)
-    pair, optimizer = accelerator.prepare(Pair(model.train(), config.loss.name, rank), trained.optimizer)
+    model.train()
+    if config.text.frozen:
+        model.text_model.eval()  # it says the same of a text every time: no dropout
+    pair, optimizer = accelerator.prepare(Pair(model, config.loss.name, rank), trained.optimizer)
     progress = Progress(steps, step, batch * world, shown=main)
 
     # --- the loop
@@ -104,7 +112,8 @@ def align(config: Config, signals: StopSignals, source: Source | None = None) ->
         words = text.words(own).to(device)
         positives = drawn.positives(corpus).to(device)
         for group in trained.optimizer.param_groups:
-            group["lr"] = group["peak"] * rate(step, steps, config.optim.warmup)
+            group["lr"] = group["peak"] * plan.rate(step)
+        torch.manual_seed(int(random_numbers(config.seed, STEP, step, rank).integers(2**63)))
         with accelerator.autocast():
             loss, image, written = pair(found, words, positives)
         accelerator.backward(loss)
@@ -125,12 +134,12 @@ def align(config: Config, signals: StopSignals, source: Source | None = None) ->
             nearest = (image @ written.T).argmax(1).cpu()
             matches = positives[: len(image), : len(written)].cpu()[torch.arange(len(nearest)), nearest]
             row |= {"accuracy": matches.float().mean().item(), "grad_norm": grad_norm.item(),
-                    "lr": config.optim.lr * rate(step - 1, steps, config.optim.warmup),
+                    "lr": config.optim.lr * plan.rate(step - 1),
                     "scale": model.logit_scale.exp().item(), **progress.rates()}  # fmt: skip
             run.log("step", step, **row)
             progress.show(row)
         if stop or step % config.checkpoint_every == 0:
-            write = snapshot(trained, text.tokenizer, facts)
+            write = snapshot(trained, facts)
             agreement.together(partial(run.write_checkpoint, step, write, KEPT, 0) if main else None)
             run.log("checkpoint", step, path=f"checkpoints/step-{step}")
 

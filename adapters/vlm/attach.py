@@ -91,7 +91,8 @@ def tower_given(tower: Any, patches_only: bool = False, layer: int | list[int] |
     if patches_only:
         if layer not in (None, -1):
             raise ConfigError(
-                f"vision_feature_layer {layer}: patches_only gives the last layer's patches; leave it out"
+                f"layer {layer}: a tower that is put in as its patches alone (asked for, or because of its registers)"
+                " gives those of the last layer; leave the layer out"
             )
         from dino_tower.adapters.fusion import fuse_towers
 
@@ -127,7 +128,7 @@ def projected(vision: Vision, wanted: ImageTokens, text: Any, wish: Wish) -> tup
     if (left := patches + vision.prefix - int(strategy == "default")) != patches or wanted.warnings:
         raise ConfigError(
             f"projector {wish.projector!r} wants the {patches} patches and nothing else, and gets {left} tokens;"
-            " set patches_only=True"
+            " set patches_only=True (--patches-only)"
         )
     if vision.per_place > 1 and wish.projector in ("pixel-shuffle", "c-abstractor"):
         raise ConfigError(f"projector {wish.projector!r} works on a grid, which interleaved tokens are not; use concat")

@@ -12,7 +12,6 @@ from torch import nn
 from dino_tower.adapters.vlm.assemble import PROJECTOR
 from dino_tower.adapters.vlm.trainable import freeze_unreached, tower_of
 from dino_tower.adapters.vlm_settings import Config
-from dino_tower.errors import ConfigError
 from dino_tower.peft_adapter import wrap
 from dino_tower.peft_methods import METHODS
 
@@ -47,8 +46,6 @@ def learners_of_stage_2(vlm: Any, config: Config) -> Learners:
     merges: list[Callable[[], object]] = []
     tower = tower_of(vlm)
     if config.method in METHODS:
-        if hasattr(tower, "members"):
-            raise ConfigError(f"--method {config.method}: a fused tower is trained with none or full")
         merges.append(wrap(tower, config.method, config.peft, config.seed).merge_and_unload)
     elif config.method == "full":
         tower.requires_grad_(True)

@@ -25,14 +25,14 @@ def processor_like(old: Any, tower: Any, wanted: ImageTokens) -> Any:
 
 
 def image_processor_like(old: Any, tower: Any, wanted: ImageTokens) -> Any:
-    """The tower's own where the VLM takes any, with its crop at `wanted.image_size`; else the VLM's kind with its
-    settings, the tower's size, mean and std."""
+    """The tower's own where the VLM takes any and it gives `wanted.image_size`, or one like it that does; else the
+    VLM's kind with its settings, the tower's size, mean and std."""
     if wanted.vlm not in OWN_PICTURES:
         known = set(inspect.signature(type(old).__init__).parameters) | set(vars(old))
         kept = {k: v for k, v in old.to_dict().items() if k in known and not k.endswith("_type")}
         return type(old)(**{**kept, **wanted.image_processor})
-    crop = getattr(tower.processor, "crop_size", None)
-    if crop is None or crop["height"] == wanted.image_size:
+    cut = getattr(tower.processor, "crop_size", None) or getattr(tower.processor, "size", None) or {}
+    if (cut.get("height"), cut.get("width")) == (wanted.image_size, wanted.image_size):
         return tower.processor
     mean, std = tower.processor.image_mean, tower.processor.image_std
     return processor_for(wanted.image_size, tower.patch, tuple(mean), tuple(std))

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from dino_tower.adapters.vlm.batches import Collator, Conversations
 from dino_tower.adapters.vlm.learners import Learners
+from dino_tower.adapters.vlm.trainable import tower_of
 from dino_tower.adapters.vlm_settings import Config, StageConfig
 from dino_tower.checkpoint import save_tensors
 from dino_tower.errors import ConfigError
@@ -49,6 +51,14 @@ class TrainedOnly(Trainer):
         expected = set(learned(self.accelerator.unwrap_model(self.model)))
         if load_result.unexpected_keys or expected & set(load_result.missing_keys):
             raise ConfigError(f"{self.args.output_dir}: the checkpoint holds other weights than these settings train")
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """With a frozen tower as it will be used: Trainer puts all of the VLM into training mode at every step, in
+        which DINOv3 moves its positions and others drop blocks."""
+        tower = tower_of(self.accelerator.unwrap_model(model))
+        if not any(parameter.requires_grad for parameter in tower.parameters()):
+            tower.eval()
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """AdamW; the tower has a rate of its own. One group a rate and a decay."""
@@ -158,7 +168,7 @@ def arguments(stage: Stage, config: Config, all_have_pictures: bool) -> Training
         data_seed=config.seed,
         bf16=compute.precision == "bf16",
         fp16=compute.precision == "fp16",
-        use_cpu=compute.cpu,
+        use_cpu=PartialState().device.type == "cpu",  # else torchrun's processes would be one each without a GPU
         activation_checkpointing=compute.checkpointing,
         dataloader_num_workers=config.workers,
         ddp_find_unused_parameters=not all_have_pictures,  # a batch of words alone does not reach the projector

@@ -15,25 +15,29 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from accelerate import PartialState
 
 from dino_tower.adapters.vlm.assemble import PROJECTOR
-from dino_tower.adapters.vlm.attach import attach_tower
+from dino_tower.adapters.vlm.attach import attach_tower, tower_given
 from dino_tower.adapters.vlm.batches import Conversations, Words
 from dino_tower.adapters.vlm.build import IMAGE_TOKEN, build_vlm
 from dino_tower.adapters.vlm.conversations import Conversation, read_conversations
 from dino_tower.adapters.vlm.learners import Learners, learners_of_stage_1, learners_of_stage_2
 from dino_tower.adapters.vlm.stage import Stage, run_stage
+from dino_tower.adapters.vlm.trainable import tower_of
 from dino_tower.adapters.vlm_settings import Config, StageConfig
+from dino_tower.agreement import Agreement
 from dino_tower.checkpoint import load_tensors, save_tensors
-from dino_tower.config import to_yaml
 from dino_tower.errors import ConfigError
 from dino_tower.loading import quiet
-from dino_tower.run.entry import guarded, quiet_libraries, say
+from dino_tower.peft_methods import METHODS, peft_config
+from dino_tower.run.directory import RunDirectory, refuse_or_resume
+from dino_tower.run.entry import guarded, quiet_libraries, say, start_accelerator
 from dino_tower.signals import STOPPED, StopSignals
+from dino_tower.vlm.vision import vision_of
 
 PROJECTOR_FILE = "projector.safetensors"
 TRIED = 1000  # conversations: a millisecond each
+LETTERS = 4  # of a token of text, about
 MADE = "config.json"  # of the VLM: there when the run is finished
 
 
@@ -46,24 +50,30 @@ def train_vlm(config: Config) -> int:
 
 
 def _train(config: Config, signals: StopSignals) -> int:
+    refuse_or_resume(config)
     out = Path(config.output)
-    if refuse_or_finished(config):
+    if (out / MADE).is_file():
         say(f"{out}: this run is finished; nothing to do")
         return 0
     quiet_libraries()
-    data = [read_conversations(stage.data or config.data, config.images) for stage in (config.stage1, config.stage2)]
+    accelerator = start_accelerator(config.compute, "none", config.output)
+    main, agreement = accelerator.is_main_process, Agreement(accelerator.device)
+    data = [
+        read_conversations(stage.data or config.data, config.images) if stage.steps != 0 else []
+        for stage in (config.stage1, config.stage2)
+    ]
     transformers.set_seed(config.seed)
     vlm, processor = make_vlm(config)
     dtype = vlm.dtype
     if config.compute.precision == "no":
         vlm.float()
+    if config.method in METHODS:
+        peft_config(tower_of(vlm), config.method, config.peft)  # not only when stage 2 begins
     words = words_of(vlm, processor, config.length)
     sets = [Conversations(_tried(part, words), words) for part in data]
-    state = PartialState(cpu=config.compute.cpu)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    run = RunDirectory(out)
+    agreement.together(None)  # all have looked into the directory before the first one writes
+    agreement.together((lambda: run.open(config)) if main else None)
     signals.patient = True
     for number, (stage, make, rows) in enumerate(_stages(config, sets), 1):
         if stage.steps == 0 or (number == 1 and _projector_done(out, vlm)):
@@ -73,16 +83,18 @@ def _train(config: Config, signals: StopSignals) -> int:
         home = out / f"stage-{number}"
         say(f"stage {number}: {len(rows)} conversations, {vlm.config.image_seq_length} tokens a picture; {learners}")
         if not run_stage(vlm, processor, rows, learners, Stage(number, home, stage), config, signals):
+            run.close()
             say(f"stopped by {signals.received}; go on with --resume auto")
             return STOPPED
         learners.merge()
-        if number == 1 and state.is_main_process:
+        if number == 1 and main:
             save_tensors(out / PROJECTOR_FILE, getattr(vlm.model, PROJECTOR).state_dict())
-        state.wait_for_everyone()
+        agreement.together(None)
         gc.collect()  # DDP's hooks go with it
-    if state.is_main_process:
+    if main:
         write_vlm(vlm.to(dtype), processor, out)
-    state.wait_for_everyone()
+    agreement.together(None)
+    run.close()
     say(f"{out}: transformers' AutoModelForImageTextToText.from_pretrained loads it ({type(vlm).__name__})")
     return 0
 
@@ -101,15 +113,16 @@ def make_vlm(config: Config) -> tuple[Any, Any]:
             patches_only=config.patches_only or None,
         )
     old, processor = _read_vlm(str(config.vlm))
+    tower = tower_given(config.tower)
     return attach_tower(
         old,
-        config.tower,
+        tower,
         processor,
         image_size=config.size,
         layer=config.layer,
         projector=config.projector.kind,
         options=options,
-        patches_only=config.patches_only,
+        patches_only=config.patches_only or bool(vision_of(tower).registers),
     )
 
 
@@ -129,21 +142,6 @@ def words_of(vlm: Any, processor: Any, length: int) -> Words:
     if tokens >= length:
         raise ConfigError(f"--length {length}: a picture takes {tokens} tokens, and words come on top")
     return Words(processor, tokens, length)
-
-
-def refuse_or_finished(config: Config) -> bool:
-    """Whether the run is finished. Raises ConfigError for a directory that is not empty, or not there to be resumed."""
-    out = Path(config.output)
-    if out.is_file():
-        raise ConfigError(f"--output {out}: a file")
-    there = out.is_dir() and any(out.iterdir())
-    if config.resume == "no" and there:
-        raise ConfigError(f"--output {out} is not empty; --resume auto goes on with it, or name another directory")
-    if config.resume == "true" and not there:
-        raise ConfigError(f"--output {out}: no run to resume")
-    if there and not (out / "config.yaml").is_file():
-        raise ConfigError(f"--output {out} holds something else than a run; name another directory")
-    return (out / MADE).is_file()
 
 
 def write_vlm(vlm: Any, processor: Any, out: Path) -> None:
@@ -166,13 +164,17 @@ def _projector_done(out: Path, vlm: Any) -> bool:
     """Load what stage 1 has left, if it was finished."""
     if not (out / PROJECTOR_FILE).is_file():
         return False
-    getattr(vlm.model, PROJECTOR).load_state_dict(load_tensors(out / PROJECTOR_FILE))
+    weights = load_tensors(out / PROJECTOR_FILE)
+    dtype = next(iter(weights.values())).dtype  # fp32 under autocast: what is drawn in bf16 would round it
+    getattr(vlm.model, PROJECTOR).to(dtype).load_state_dict(weights)
     return True
 
 
 def _tried(conversations: list[Conversation], words: Words) -> list[Conversation]:
     """Encode the first and the longest once: one that does not fit is named now, not in the middle of the night."""
-    longest = sorted(conversations, key=lambda one: -sum(len(text) for _, text in one.turns))
+    pictures = LETTERS * words.image_tokens
+    length = [sum(len(text) for _, text in one.turns) + pictures * len(one.images) for one in conversations]
+    longest = [conversations[i] for i in sorted(range(len(length)), key=lambda i: -length[i])]
     for one in [*conversations[:TRIED], *longest[:TRIED]]:
         words.encode(one)
     return conversations

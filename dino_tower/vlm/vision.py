@@ -94,13 +94,18 @@ def _read(name: str) -> tuple[Any, Any]:
 
     from dino_tower.tower import find, load_tower
 
-    if name.startswith("random:"):
+    folder = name if name.startswith("random:") or _is_adapter(name) else find(name)
+    if folder.startswith("random:") or _is_adapter(folder):
         return _config_and_processor(load_tower(name))
-    folder = find(name)
     try:
         return AutoConfig.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{name}: cannot be read as a tower: {' '.join(str(error).split())[:300]}") from None
+
+
+def _is_adapter(folder: str) -> bool:
+    """It has no config.json of its own: what the tower is, its base says."""
+    return (Path(folder) / "base.json").is_file()
 
 
 def _side(size: int | Sequence[int]) -> int:

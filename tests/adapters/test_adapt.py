@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from transformers import AutoModel
 
-from dino_tower import load_tower
+from dino_tower import image_tokens_for, load_tower
 from dino_tower.adapters.config import read_config
+from dino_tower.adapters.finish import loading_line
 from dino_tower.adapters.loading import load_adapted
 from dino_tower.adapters.train import train
 from dino_tower.checkpoint import load_tensors, read_json
@@ -162,6 +163,44 @@ def test_what_is_finished_is_left_alone(adapt: Adapt) -> None:
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.name != ".lock"} == before
 
 
+def test_a_finished_run_can_be_merged(adapt: Adapt) -> None:
+    """--resume --merge said that there was nothing to do."""
+    run, other = adapt("run"), adapt("other", "--merge")
+    adapt("run", "--resume", "--merge")
+    assert learned(run) == learned(other) and "merged/model.safetensors" in learned(run)
+
+
+def test_masks_of_which_no_pixel_counts_do_not_lose_what_was_learned(
+    adapt: Adapt, masked: Path, tmp_path: Path
+) -> None:
+    """The score of nothing ended a run after its last step, before anything was written, and again on --resume."""
+    shutil.copytree(masked, tmp_path / "data")
+    (tmp_path / "data/val.txt").write_text("03\n05\n")
+    for name in ("03", "05"):
+        Image.fromarray(np.full((32, 40), 255, np.uint8)).save(tmp_path / f"data/masks/{name}.png")
+    assert load_adapted(adapt("run", "--data", str(tmp_path / "data"))).score == {"pictures": 2}
+
+
+def test_the_card_says_how_a_tower_without_a_directory_is_loaded(
+    adapt: Adapt, tower: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An untrained twin was handed to AutoModel.from_pretrained, a directory in timm's format to timm as a model."""
+    run = adapt("run", "--method", "ln-tuning", of=f"random:{tower()}")
+    text = (run / "README.md").read_text()
+    monkeypatch.chdir(run)
+    names: dict = {}
+    exec(next(code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "Peft" in code), names)
+    with torch.no_grad():
+        found = names["tower"].eval()(PIXELS).last_hidden_state[:, 1:]
+    assert (load_tower(run)(PIXELS).patches.flatten(1, 2) - found).abs().max() <= 2e-6
+    at = f"{run.parent}/mine"
+    Path(at).mkdir()
+    assert loading_line(f"timm:{at}", run, False)[1] == (
+        'timm.create_model("local-dir:../mine", pretrained=True, num_classes=0)'
+    )
+    assert loading_line("owner/name", run, False)[1] == 'AutoModel.from_pretrained("owner/name")'
+
+
 def test_a_loss_that_is_no_number_ends_the_run_when_it_lasts(adapt: Adapt, monkeypatch: pytest.MonkeyPatch) -> None:
     import dino_tower.adapters.dense_heads as heads
 
@@ -182,6 +221,9 @@ def test_an_adaptation_can_be_adapted_again(adapt: Adapt, tower: Callable[..., P
     assert read_json(second / "adapter_config.json")["base_model_name_or_path"] == "../first/merged"
     assert load_adapted(second).task == "classify"
     assert not torch.equal(load_tower(second)(PIXELS).patches, load_tower(first)(PIXELS).patches)
+    # a VLM can be asked about one by its name, though it has no config.json of its own
+    wanted = image_tokens_for("LlavaForConditionalGeneration", str(first), image_size=32)
+    assert wanted == image_tokens_for("LlavaForConditionalGeneration", str(tower()), image_size=32)
 
 
 def test_an_adapter_whose_base_has_changed_is_refused(adapt: Adapt, tower: Callable[..., Path], tmp_path: Path) -> None:

@@ -115,5 +115,5 @@ def test_members_that_take_no_adapter_and_layers_that_one_lacks(
     kinds = {name.split(".lora_")[0].split(".")[-1] for name, p in chosen.named_parameters() if p.requires_grad}
     assert kinds == {"q_proj", "fc2"}
     fuse_towers([load_tower(tower()), load_tower("random:resnet8")], output=tmp_path / "mixed")
-    with pytest.raises(ConfigError, match="a resnet has none that are known; take --method none or full"):
+    with pytest.raises(ConfigError, match="a resnet has none that are known; take a ViT, or train a head"):
         wrap(load_tower(tmp_path / "mixed").model, "lora")

@@ -34,6 +34,12 @@ def test_scenes_have_masks() -> None:
     assert np.array_equal(train.label(3, picture), scene.semantic)
 
 
+def test_a_chosen_split_of_scenes_is_shared_out() -> None:
+    """With --source.split train, all scenes were both trained on and held out."""
+    train, test = open_examples("segment", ["scenes:easy"], SourceOptions(split="test"), TARGET)
+    assert not set(ids(train)) & set(ids(test)) and len(train) + len(test) == 2000
+
+
 def test_a_folder_of_masks_is_split_by_hash_and_every_mask_belongs_to_its_picture(masked: Path) -> None:
     train, test = open_examples("segment", [str(masked)], NOTHING, TARGET)
     assert train.classes == ("ground", "thing") and not set(ids(train)) & set(ids(test))
@@ -58,6 +64,25 @@ def test_lists_beside_the_masks_and_values_of_their_own(masked: Path, tmp_path: 
     assert ids(train) == ["03.png", "01.png"] and ids(test) == ["05.png"]
     mask = train.label(0, train.picture(0))
     assert set(np.unique(mask)) == {0, 255}  # 7 is the first class, 0 is none
+
+
+@pytest.mark.parametrize("file", ["train.txt", "masks_train.txt", "val.txt"])
+def test_one_list_alone_leaves_the_rest_to_the_other_split(
+    file: str, masked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The split without a list was drawn by hash from all pictures: most of what was scored had been trained on."""
+    root = tmp_path / "own"
+    shutil.copytree(masked, root)
+    named = [f"{i:02d}" for i in range(0, 12, 2)]
+    (root / file).write_text("\n".join(named))
+    train, test = open_examples("segment", [str(root)], NOTHING, TARGET)
+    listed, rest = (test, train) if "val" in file else (train, test)
+    assert ids(listed) == [f"{name}.png" for name in named]
+    assert ids(rest) == [f"{i:02d}.png" for i in range(1, 12, 2)]
+    assert f"the 6 pictures that {root / file} does not name" in capsys.readouterr().out
+    (root / file).write_text("\n".join(f"{i:02d}" for i in range(12)))
+    with pytest.raises(ConfigError, match="names every picture with a mask: none is left for"):
+        open_examples("segment", [str(root)], NOTHING, TARGET)
 
 
 def test_split_folders(masked: Path, tmp_path: Path) -> None:
@@ -97,6 +122,22 @@ def test_depth_beside_the_picture_in_units_of_its_own(depths: Path, tmp_path: Pa
     parts = open_examples("depth", [str(tmp_path)], NOTHING, TARGET)
     metres = {name: p.label(i, p.picture(i)) for p in parts for i, name in enumerate(ids(p))}
     assert len(metres) == 10 and metres["4_rgb.png"].max() > 6 > 5 > metres["3_rgb.png"].max()
+
+
+def test_lists_of_pictures_and_depth_in_one_folder_lie_in_it(depths: Path, tmp_path: Path) -> None:
+    """They were looked for a folder above, where somebody else's may lie."""
+    root = tmp_path / "rooms"
+    root.mkdir()
+    for i in range(10):
+        shutil.copy(depths / "rgb" / f"{i}.png", root / f"{i}_rgb.png")
+        shutil.copy(depths / "depth" / f"{i}.png", root / f"{i}_depth.png")
+    (tmp_path / "train.txt").write_text("of another data set\n")
+    train, test = open_examples("depth", [str(root)], NOTHING, TARGET)
+    assert len(train) + len(test) == 10
+    (root / "train.txt").write_text("1\n4\n")
+    (root / "val.txt").write_text("7\n")
+    train, test = open_examples("depth", [str(root)], NOTHING, TARGET)
+    assert ids(train) == ["1_rgb.png", "4_rgb.png"] and ids(test) == ["7_rgb.png"]
 
 
 def test_masks_lead_where_they_are_named(masked: Path, tmp_path: Path) -> None:

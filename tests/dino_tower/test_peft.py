@@ -220,7 +220,7 @@ def test_what_cannot_work_is_refused(case: str, family: str, method: str, given:
 
 @pytest.mark.parametrize("arch", ["resnet18"])
 def test_a_network_without_blocks_is_refused_with_what_it_can_take(arch: str) -> None:
-    with pytest.raises(ConfigError, match="a resnet has none that are known; take --method none or full"):
+    with pytest.raises(ConfigError, match="a resnet has none that are known; take a ViT, or train a head"):
         peft_config(build(arch, image_size=32, width=8), "lora", PeftSettings())
 
 

@@ -104,6 +104,20 @@ def test_what_other_processes_load(towers: dict[str, Tower], llama: Any, tokeniz
     assert done.stdout.split() == ["LlavaForConditionalGeneration", "LlavaProcessor", "32.0", "dino_tower_fused", "64"]
 
 
+def test_another_size_reaches_pictures_of_every_processor(
+    towers: dict[str, Tower], llama: Any, tokenizer: Any, pictures: list[Any]
+) -> None:
+    """DINOv3's resizes and cuts nothing: pictures stayed as they were while the VLM counted tokens of larger ones."""
+    images = transformers.DINOv3ViTImageProcessor(size={"height": 64, "width": 64}, image_mean=[0.1] * 3)
+    tower = Tower(towers["rope"].model, images, "rope")
+    for side in (64, 96):
+        vlm, processor = build_vlm(tower, llama, tokenizer, image_size=side)
+        batch = processor(images=pictures[0], text="<image> what", return_tensors="pt")
+        assert batch.pixel_values.shape[-2:] == (side, side)
+        assert list(processor.image_processor.image_mean) == [0.1] * 3
+        assert vlm(**batch).logits.isfinite().all()
+
+
 LANGUAGE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama": ("LlamaForCausalLM", {}),
     "Qwen2": ("Qwen2ForCausalLM", {"tie_word_embeddings": True}),

@@ -169,6 +169,22 @@ def refused(
     assert not out.exists()
 
 
+def test_a_short_text_with_many_pictures_is_looked_through(
+    conversations: Path, towers: dict[str, Tower], language_model: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Of many conversations the longest are tried, and pictures take most of the room: by its letters this one was
+    among the shortest, and ended the run from within the data loader."""
+    monkeypatch.setattr("dino_tower.adapters.vlm.training.TRIED", 2)
+    long = {"image": "0.png", "conversations": turns(("human", "<image> " + "what " * 30), ("gpt", "yes"))}
+    many = {"image": ["0.png"] * 4, "conversations": turns(("human", "<image> " * 4), ("gpt", "yes"))}
+    conversations.write_text(json.dumps([long] * 5 + [many]))
+    said = "conversation 5: --length 64 cuts off its answers or its pictures, which take 64 tokens"
+    refused(
+        capsys, tmp_path / "out", said, towers["plain"].name, str(conversations), str(language_model), "--length", "64"
+    )
+
+
 COMMANDS: dict[str, tuple[list[str], str]] = {
     "no such file": (["--data", "gone.json"], "gone.json: no such file"),
     "no JSON": (["--data", "README"], "README: not JSON"),
@@ -188,7 +204,12 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "no room for words": (["--length", "16"], "--length 16: a picture takes 16 tokens, and words come on top"),
     "unknown setting": (["--stage3.lr", "1"], "--stage3.lr"),
     "size that is no multiple": (["--size", "60"], "60 px are not a multiple of the patch size 16"),
-    "nothing to resume": (["--resume", "true"], "no run to resume"),
+    "nothing to resume": (["--resume", "true"], "there is no run in"),
+    "fp16 on a CPU": (["--compute.precision", "fp16"], "compute.precision fp16 needs a GPU"),
+    "no data for one stage": (["--data", "", "--stage1.data", "talk.json"], "--data FILE is missing"),
+    "a rank of nothing": (["--method", "lora", "--peft.rank", "0"], "peft.rank is 0; it must be above 0"),
+    "an unknown layer": (["--method", "lora", "--peft.modules", "q_prj"], "no layer for lora to adapt 'q_prj'"),
+    "blocks that do not divide": (["--method", "oft", "--peft.rank", "5"], "blocks of 5 do not divide the 32 features"),
 }
 
 
@@ -206,7 +227,7 @@ def test_broken_commands(
     Path("README").write_text("no JSON")
     more, message = COMMANDS[case]
     data = str(conversations) if "--data" not in more else more[1]
-    more = more if "--data" not in more else []
+    more = more if "--data" not in more else more[2:]
     refused(capsys, tmp_path / "out", message, towers["plain"].name, data, str(language_model), *more)
 
 

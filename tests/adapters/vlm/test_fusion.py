@@ -220,7 +220,7 @@ def test_mistakes(kinds: list[str], options: dict[str, Any], message: str, tower
 def test_nothing_is_overwritten_and_nothing_fused_twice(towers: dict[str, Tower], tmp_path: Path) -> None:
     fused = fuse_towers([towers["plain"]], output=tmp_path / "one")
     before = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
-    with pytest.raises(ConfigError, match="one exists already"):
+    with pytest.raises(ConfigError, match="one: exists already"):
         fuse_towers([towers["rope"]], output=tmp_path / "one")
     assert {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()} == before
     with pytest.raises(ConfigError, match="is a fused tower already"):

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
 from dino_tower import load_tower
 from dino_tower.adapters.fusion import fuse_towers
 from dino_tower.adapters.vlm import build_vlm, tower_of
 from dino_tower.adapters.vlm.answers import accuracy, ask
 from dino_tower.adapters.vlm.training import words_of
+from dino_tower.checkpoint import load_tensors
 from dino_tower.cli import main
 from dino_tower.errors import ConfigError
 from dino_tower.tower import Tower
@@ -151,10 +152,66 @@ def test_a_run_is_not_overwritten_and_not_changed(
     out = train(towers["plain"], "out", "--stage1.steps 1 --stage2.steps 0")
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     train(towers["plain"], "out", "--stage1.steps 1 --stage2.steps 0", code=2)
-    assert "is not empty; --resume auto goes on with it" in capsys.readouterr().err
+    assert "a run is there already; add --resume to continue it" in capsys.readouterr().err
     train(towers["plain"], "out", "--stage1.steps 3 --stage2.steps 0 --resume auto", code=2)
     assert "this run has stage1.steps 1, not 3; leave --stage1.steps out to go on" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_frozen_tower_sees_as_it_will_in_use(
+    train: Callable[..., Path], towers: dict[str, Tower], conversations: Path
+) -> None:
+    """Trainer puts the whole VLM into training mode at each step, where DINOv3 moves the positions of its patches: one
+    conversation, learned at a rate of 0, had another loss every time."""
+    conversations.write_text(json.dumps(json.loads(conversations.read_text())[:1]))
+    out = train(towers["rope"], "out", "--stage1.steps 3 --stage1.lr 0 --stage2.steps 0 --stage1.batch-size 1")
+    losses = [row["loss"] for row in rows(out)]
+    assert len(losses) == 3 and len(set(losses)) == 1
+
+
+def test_between_the_stages_nothing_is_rounded(
+    train: Callable[..., Path], towers: dict[str, Tower], language_model: Path, tmp_path: Path
+) -> None:
+    """Stage 1 leaves a projector in fp32; a resumed run read it into the bf16 one that the VLM starts with."""
+    AutoModelForCausalLM.from_pretrained(language_model).bfloat16().save_pretrained(language_model)
+    flags = "--stage1.steps 2 --stage2.steps 2 --stage1.lr 0.01 --stage2.lr 0.01 --compute.precision bf16"
+    whole = train(towers["plain"], "whole", flags)
+    left = tmp_path / "left"
+    shutil.copytree(whole, left)
+    shutil.rmtree(left / "stage-2")
+    for file in ("config.json", "model.safetensors"):
+        (left / file).unlink()
+    train(towers["plain"], "left", f"{flags} --resume auto")
+    one, other = (load_tensors(run / "stage-2/checkpoint-2/model.safetensors") for run in (whole, left))
+    assert {value.dtype for value in one.values()} == {torch.float32}
+    assert [name for name, value in one.items() if not torch.equal(value, other[name])] == []
+
+
+def test_an_adapter_in_a_tower_with_registers(
+    train: Callable[..., Path], towers: dict[str, Tower], language_model: Path
+) -> None:
+    """It is put in as a fused tower of one, which was refused when stage 1 was done; the adapter is merged."""
+    out = train(towers["reg4"], "out", "--stage1.steps 1 --stage2.steps 2 --method lora --peft.rank 2 --stage2.lr 0.01")
+    start, now = build_vlm(towers["reg4"], language_model)[0].state_dict(), weights(out)
+    assert now.keys() == start.keys()
+    moved = {name for name, value in now.items() if "vision_tower" in name and not torch.equal(value, start[name])}
+    assert moved and all(".members.0." in name and name.endswith("weight") for name in moved)
+
+
+def test_stages_with_conversations_of_their_own(
+    train: Callable[..., Path], towers: dict[str, Tower], conversations: Path, language_model: Path, tmp_path: Path,
+    new_process: Callable[[], None], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """--data is needed by a stage without. A run that its launcher has started again goes on without being told."""
+    new_process()
+    out = tmp_path / "out"
+    words = f"adapt {towers['plain'].name} --task vlm --language-model {language_model} --output {out}".split()
+    flags = small(f"--stage1.steps 1 --stage2.steps 0 --stage1.data {conversations}")
+    assert main([*words, *flags]) == 0
+    (out / "config.json").unlink()
+    new_process()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert main([*words, *flags]) == 0 and (out / "config.json").is_file()
 
 
 def test_other_towers_projectors_and_an_existing_vlm(
@@ -179,6 +236,11 @@ def test_other_towers_projectors_and_an_existing_vlm(
     assert main([*words.split(), *small(few)]) == 0
     third = AutoModelForImageTextToText.from_pretrained(tmp_path / "third")
     assert (type(third).__name__, third.config.image_seq_length) == ("LlavaForConditionalGeneration", 16)
+    new_process()  # registers, given to a VLM that is there: no image tokens either
+    words = f"adapt {towers['reg4'].name} --task vlm --data {conversations} --vlm {out} --output {tmp_path / 'fourth'}"
+    assert main([*words.split(), *small(few)]) == 0
+    fourth = AutoModelForImageTextToText.from_pretrained(tmp_path / "fourth")
+    assert (fourth.config.vision_config.model_type, fourth.config.image_seq_length) == ("dino_tower_fused", 16)
 
 
 def test_a_tokenizer_without_the_image_token_is_refused(
