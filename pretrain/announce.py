@@ -13,16 +13,20 @@ from torch import nn
 
 from dino_tower import __version__
 from dino_tower.config import to_tree, to_yaml
+from dino_tower.pretrain.crops.views import view_sizes
 from dino_tower.pretrain.loading.data import Beside
 from dino_tower.pretrain.loading.draws import Place, draw_all
 from dino_tower.pretrain.network.student_teacher import BatchStatistics
-from dino_tower.pretrain.objectives.settings import describe
+from dino_tower.pretrain.objectives.objective import views_read
+from dino_tower.pretrain.objectives.settings import describe, weights
 from dino_tower.pretrain.objectives.term import Inputs, Rates
 from dino_tower.pretrain.plan import Plan
 from dino_tower.pretrain.settings import Config
 from dino_tower.pretrain.state import Trained
 from dino_tower.run.directory import RunDirectory
 from dino_tower.sources import Source
+
+AVERAGED = {"dino", "ibot", "ijepa"}  # terms that learn from the teacher, whose features are the better ones
 
 TRIAL_PIXELS = 8 * (2 * 224**2 + 8 * 96**2)  # what a trial step sees: eight images of the published recipe
 
@@ -42,28 +46,23 @@ def try_step(
 
     Small batches scale up to the real one, so the numbers are estimates.
     """
-    device, crops = accelerator.device, config.crops
-    noise = torch.Generator(device="cpu").manual_seed(0)
-    sizes = [crops.global_size] * 2 + [crops.local_size] * crops.locals
+    device, pixels = accelerator.device, sum(s * s for s in view_sizes(config.crops, views_read(config)))
     # batch norm in the head needs two rows
-    batch = min(config.batch_size, max(2, TRIAL_PIXELS // sum(s * s for s in sizes)))
-    drawn = [draw_all(beside.draws, Place(config.seed, 0, i, 0, i, global_batch)) for i in range(batch)]
-    inputs = Inputs(
-        [torch.randn(batch, 3, s, s, generator=noise).to(device) for s in sizes],
-        torch.zeros(batch, dtype=torch.int64, device=device),
-        ["a picture"] * batch,
-        {name: torch.from_numpy(np.stack([one[name] for one in drawn])).to(device) for name in drawn[0]},
-    )
+    batch = min(config.batch_size, max(2, TRIAL_PIXELS // pixels))
+    inputs = noise(config, beside, batch, global_batch, device)
     rates = Rates(config.loss.teacher_temp)
     statistics = BatchStatistics(trained.student, trained.teacher)
-    for _ in range(2):  # the first pass pays for memory, threads and compilation
-        before = _memory(device)
-        start = time.perf_counter()
+    # both clocks of memory know the highest mark only, and the first pass sets it: what was there is read ahead of it
+    before = _memory_now(device)
+    for _ in range(2):  # the first pass pays for threads and compilation
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        start = _time(device)
         with torch.no_grad(), accelerator.autocast():
             targets = trained.objective.targets(trained.teacher, inputs, rates)
         accelerator.backward(student(inputs, targets, rates)["loss"])
-        seconds = time.perf_counter() - start
-        peak = _memory(device)
+        seconds = _time(device) - start
+        peak = _memory_peak(device)
         for p in student.parameters():
             p.grad = None
     statistics.put_back()
@@ -73,7 +72,35 @@ def try_step(
     return Estimate(seconds * scale * config.compute.accumulate, before + (peak - before) * scale + optimiser)
 
 
-def _memory(device: torch.device) -> float:
+def noise(config: Config, beside: Beside, count: int, global_batch: int, device: torch.device) -> Inputs:
+    """What the loader would bring for the first `count` samples, their pixels noise."""
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    drawn = [draw_all(beside.draws, Place(config.seed, 0, i, 0, i, global_batch)) for i in range(count)]
+    return Inputs(
+        [
+            torch.randn(count, 3, s, s, generator=generator).to(device)
+            for s in view_sizes(config.crops, views_read(config))
+        ],
+        torch.zeros(count, dtype=torch.int64, device=device),
+        ["a picture"] * count,
+        {name: torch.from_numpy(np.stack([one[name] for one in drawn])).to(device) for name in drawn[0]},
+    )
+
+
+def _time(device: torch.device) -> float:
+    """Seconds, when the device has done what it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _memory_now(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.memory_allocated(device))
+    return _memory_peak(device)
+
+
+def _memory_peak(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
@@ -123,10 +150,11 @@ def farewell(config: Config, run: RunDirectory, step: int, plan: Plan, signal: s
     """The last line: what to do with the run, or how to continue it."""
     if signal is not None and step < plan.steps:
         return f"stopped by {signal} after step {step}; a checkpoint is written: continue with --resume"
+    better = " --weights teacher" if AVERAGED & weights(config).keys() else ""
     return (
         f"finished: {step} steps in {run.root}\n"
         f"  dino-tower show {run.root}            curves, alarms and pictures as one page\n"
-        f"  dino-tower export {run.root} OUT      the tower as a transformers directory"
+        f"  dino-tower export {run.root} OUT{better}      the tower as a transformers directory"
     )
 
 

@@ -6,25 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel
 
 from dino_tower.checkpoint import write_atomically
 from dino_tower.images import processor_for
-from dino_tower.pretrain.loading.draws import Place, draw_all
+from dino_tower.pretrain.announce import noise
 from dino_tower.pretrain.loading.pixels import mean_and_std
-from dino_tower.pretrain.network.networks import make_networks
+from dino_tower.pretrain.network.networks import make_networks, patch_of
 from dino_tower.pretrain.network.student_teacher import Student
 from dino_tower.pretrain.objectives.objective import beside, check_source, make_objective
-from dino_tower.pretrain.objectives.term import Inputs, Rates
+from dino_tower.pretrain.objectives.term import Rates
 from dino_tower.pretrain.plan import make_plan
 from dino_tower.pretrain.settings import Config
 from dino_tower.sources import Source, open_sources, probe
-from dino_tower.tokens import patch_size
 
 PICTURES = 4  # of the step that is counted; some terms compare pictures
 
@@ -52,7 +49,9 @@ def facts_of(config: Config, source: Source) -> Facts:
     plain = replace(config, compute=replace(config.compute, compile=False))
     network, teacher = make_networks(plain, torch.device("cpu"), 1, source)
     objective = make_objective(config)
-    student, inputs, rates = Student(network, objective), _noise(config, _patch(network.backbone)), _rates(config)
+    student, rates = Student(network, objective), Rates(config.loss.teacher_temp)
+    extras = beside(config, patch_of(network.backbone))
+    inputs = noise(config, extras, PICTURES, PICTURES, torch.device("cpu"))
     asked: list[nn.Module] = []
     hooks = [part.register_forward_pre_hook(lambda one, _: asked.append(one)) for part in teacher.backbone.modules()]
     # the fused attention of a CPU is not counted by torch; its plain form is, and does the same products
@@ -69,32 +68,12 @@ def write_untrained(config: Config, source: Source, folder: Path) -> None:
     """The network that the run starts from, as a tower; whole or not at all, and left alone if it is there."""
     if folder.exists():
         return
-    mean, std = mean_and_std(config.pixels, source)
+    mean, std = mean_and_std(config, source)
     backbone = make_networks(config, torch.device("cpu"), 1, source)[0].backbone
-    processor = processor_for(config.crops.global_size, _patch(backbone), mean, std)
+    processor = processor_for(config.crops.global_size, patch_of(backbone), mean, std)
 
     def write(aside: Path) -> None:
         backbone.save_pretrained(aside)
         processor.save_pretrained(aside)
 
     write_atomically(folder, write)
-
-
-def _patch(backbone: PreTrainedModel) -> int:
-    return 1 if backbone.config.model_type == "resnet" else patch_size(backbone)
-
-
-def _rates(config: Config) -> Rates:
-    return Rates(config.loss.teacher_temp)
-
-
-def _noise(config: Config, patch: int) -> Inputs:
-    """What the loader would bring for the first PICTURES of the data."""
-    crops, extras = config.crops, beside(config, patch)
-    drawn = [draw_all(extras.draws, Place(config.seed, 0, i, 0, i, PICTURES)) for i in range(PICTURES)]
-    return Inputs(
-        [torch.randn(PICTURES, 3, s, s) for s in [crops.global_size] * 2 + [crops.local_size] * crops.locals],
-        torch.zeros(PICTURES, dtype=torch.int64),
-        ["a picture"] * PICTURES,
-        {name: torch.from_numpy(np.stack([one[name] for one in drawn])) for name in drawn[0]},
-    )

@@ -53,11 +53,15 @@ def read_config(argv: Sequence[str]) -> Config:
     """
     words = words_to_tree(Config, argv)
     start = _below(words)
+    if "epochs" in words and "steps" not in words:
+        start = replace(start, steps=None)  # of the preset or the stage: what is asked for goes before
     asked = from_tree(start, words, "command line")
     if not asked.output and not asked.print_config:
         raise ConfigError("command line: --output DIR is missing: where the run is to be written")
     if (saved := saved_settings(asked.output, asked.resume)) is not None:
         return _continue(saved, words, asked)
+    if not asked.data and asked.resume == "true":
+        raise ConfigError(f"--resume: there is no run in {asked.output}; leave --resume out to start one")
     if not asked.data:
         raise ConfigError("command line: --data SOURCE is missing: a folder, hf:NAME, tar:PATTERN, a list, or scenes")
     check(asked)

@@ -1,4 +1,7 @@
-"""Is the run healthy? A look at the teacher every few minutes, beside what the terms say of each logged step."""
+"""Is the run healthy? A look at the teacher every few minutes, beside what the terms say of each logged step.
+
+Data without labels gets RankMe and pictures alone: k-NN and its alarm need labels.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from dino_tower.pretrain.loading.pixels import Normalise
 from dino_tower.pretrain.network.lora import look_alike
 from dino_tower.pretrain.network.networks import make_backbone
 from dino_tower.pretrain.network.student_teacher import Network
+from dino_tower.pretrain.network.weights import compute_like
 from dino_tower.pretrain.settings import Config
 from dino_tower.run.directory import RunDirectory
 from dino_tower.run.log import read_run
@@ -94,10 +98,12 @@ class Monitor:
         self.shown = _gather(source, np.linspace(0, len(source) - 1, self.config.pictures, dtype=int), processor)[0]
         labels = source.labels()
         labelled = np.flatnonzero(labels != NO_LABEL) if labels is not None else np.array([], dtype=int)
-        chosen = np.random.default_rng(config.seed).permutation(labelled)[: self.config.knn_images]
+        among = labelled if len(labelled) else np.arange(len(source))
+        chosen = np.random.default_rng(config.seed).permutation(among)[: self.config.knn_images]
         self.bank, kept = _gather(source, np.sort(chosen), processor)
-        self.labels = torch.from_numpy(labels[kept]) if labels is not None else torch.empty(0, dtype=torch.int64)
-        self.floor = self._knn(self._encode(self.bank)) if len(self.bank) > max(NEIGHBOURS) else None
+        # none: k-NN has nothing to judge by, and RankMe needs no labels
+        self.labels = torch.from_numpy(labels[kept]) if labels is not None and len(labelled) else None
+        self.floor: Mapping[str, float] | None = None
         self._anchor: Tensor | None = None
         self._basis: PcaBasis | None = None
         self._looked, self._cost = time.monotonic(), 0.0
@@ -109,8 +115,13 @@ class Monitor:
 
     @torch.no_grad()
     def look(self, step: int, teacher: Network) -> dict[str, object]:
-        """Log k-NN beside the untrained twin's, RankMe, and pictures of attention and PCA; returns the logged row."""
+        """Log RankMe, with labels k-NN beside the untrained twin's, pictures of attention and PCA; returns the row."""
         start = time.monotonic()
+        enough = len(self.bank) > max(NEIGHBOURS)
+        if teacher.adapter is None:
+            compute_like(self.twin, teacher.backbone)
+        if enough and self.labels is not None and self.floor is None:  # the twin is untrained still
+            self.floor = self._knn(self._encode(self.bank), self.labels)
         if teacher.adapter is None:
             self.twin.load_state_dict(teacher.backbone.state_dict())
         else:  # a second copy of what may be a large tower is more than looking is worth
@@ -118,11 +129,13 @@ class Monitor:
             self.twin.set_attn_implementation("eager")
         row: dict[str, object] = {"pictures": self._pictures(step)}
         message = None
-        if self.floor is not None:
+        if enough:
             features = self._encode(self.bank)
-            knn = self._knn(features)
-            row |= {"knn": knn, "random_knn": self.floor, "rankme": rankme(features)}
-            message = self.falling.update(knn)
+            row["rankme"] = rankme(features)
+            if self.labels is not None:
+                knn = self._knn(features, self.labels)
+                row |= {"knn": knn, "random_knn": self.floor}
+                message = self.falling.update(knn)
         self.run.log("monitor", step, **row)
         if message is not None:
             self.run.log("alarm", step, name="knn-falls", message=message)
@@ -138,8 +151,8 @@ class Monitor:
     def _encode(self, images: Tensor) -> Tensor:
         return torch.cat([self._tokens(part).pooled.float().cpu() for part in images.split(BATCH)])
 
-    def _knn(self, features: Tensor) -> Mapping[str, float]:
-        accuracy = knn_accuracy(features, self.labels, features, self.labels, k=NEIGHBOURS, leave_self_out=True)
+    def _knn(self, features: Tensor, labels: Tensor) -> Mapping[str, float]:
+        accuracy = knn_accuracy(features, labels, features, labels, k=NEIGHBOURS, leave_self_out=True)
         return {str(k): value for k, value in accuracy.items()}
 
     def _pictures(self, step: int) -> list[str]:

@@ -104,12 +104,16 @@ def make_plan(config: Config, images: int, world: int) -> Plan:
         weight_decay=cosine(optim.weight_decay, optim.weight_decay_end, steps),
         momentum=cosine(config.teacher.momentum, config.teacher.momentum_end, steps),
         teacher_temp=per_step(temperature, steps),
-        warnings=tuple(_warnings(config, global_batch, steps_per_epoch, compression, images)),
+        warnings=tuple(_warnings(config, global_batch, peak, compression, images)),
     )
 
 
-def _warnings(config: Config, global_batch: int, steps_per_epoch: int, compression: float, images: int) -> list[str]:
+def _warnings(config: Config, global_batch: int, peak: float, compression: float, images: int) -> list[str]:
     said = []
+    if config.optim.schedule == "cosine" and 0 < peak < config.optim.min_lr:
+        said.append(
+            f"the peak lr {peak:.3g} is below optim.min_lr, to which it rises: try --optim.min-lr {peak / 100:.1g}"
+        )
     if compression < 1:
         said.append(
             f"the run is {compression:.1%} of the recipe's {config.recipe_epochs or config.epochs} epochs: "

@@ -71,6 +71,7 @@ class LossConfig:
     """Temperatures and centring."""
 
     student_temp: float = 0.1
+    """What the student's answers are divided by before the softmax."""
     teacher_temp: float = 0.07
     """Teacher temperature after its warm-up."""
     teacher_temp_start: float = 0.04
@@ -81,6 +82,7 @@ class LossConfig:
     """What keeps the teacher from one answer for all: a running mean taken off its logits, or Sinkhorn-Knopp, by which
     the pictures of a batch, of all processes, use every prototype equally often."""
     centre_momentum: float = 0.9
+    """Share of the old centre that a step keeps."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,11 @@ class OptimConfig:
     schedule: Literal["cosine", "constant"] = "cosine"
     """After its warm-up the learning rate falls to min_lr, or stays, as DINOv3 has it."""
     warmup_epochs: float = 10.0
+    """Epochs in which the learning rate rises from 0 to its peak."""
     weight_decay: float = 0.04
+    """At the start; biases, norms and other vectors have none."""
     weight_decay_end: float = 0.4
+    """At the end; a cosine leads there."""
     clip: float = 3.0
     """Largest gradient norm; 0 switches clipping off."""
     clip_mode: Literal["per_parameter", "global", "per_module"] = "per_parameter"
@@ -121,25 +126,30 @@ class TeacherConfig:
     """The moving average."""
 
     momentum: float = 0.996
+    """Share of the teacher that a step keeps, at the start."""
     momentum_end: float = 1.0
+    """The same at the end; a cosine leads there."""
 
 
 @dataclass(frozen=True)
 class PixelsConfig:
-    """Normalisation: ImageNet's mean and standard deviation, others, or measured on the first images."""
+    """Normalisation: the mean and standard deviation of the start or ImageNet's, others, or measured ones."""
 
     mean: tuple[float, float, float] | None = None
-    """Of RGB in [0, 1]; none means ImageNet's."""
+    """Of RGB in [0, 1]; none: those of --init-from, or ImageNet's."""
     std: tuple[float, float, float] | None = None
+    """As mean; give both or neither."""
     measure: bool = False
     """Measure mean and std on 1,000 images before the first step."""
 
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """How a step is computed; none of it changes what is learned beyond rounding."""
+    """How a step is computed. None of it changes what is learned beyond rounding but `accumulate`, where something
+    compares the pictures of a batch: batch norm, Sinkhorn-Knopp, KoLeo, CLIP, SimCLR."""
 
     precision: Literal["no", "bf16", "fp16"] = "no"
+    """Of the forward pass: bf16 or fp16 (GPUs only); no: fp32. Weights stay fp32."""
     accumulate: int = 1
     """Batches of each process that make one optimiser step."""
     attention: Literal["sdpa", "eager"] = "sdpa"
@@ -159,9 +169,9 @@ class MonitorConfig:
     log_every: int = 10
     """Steps between rows of log.jsonl."""
     minutes: float = 3.0
-    """Minutes between looks at k-NN, RankMe and pictures; 0 switches them off."""
+    """Minutes between looks at RankMe, pictures and, with labels, k-NN; 0 switches them off."""
     knn_images: int = 1000
-    """Images of the online k-NN, each judged by the others; needs labels."""
+    """Images of the online k-NN, each judged by the others, which needs labels, and of RankMe, which does not."""
     pictures: int = 4
     """Images whose attention and PCA are drawn through time."""
     tracker: str = "auto"
@@ -214,6 +224,7 @@ class Config:
     batch_size: int = 64
     """Images per process and micro-batch."""
     seed: int = 0
+    """Of everything drawn: weights, order, crops, masks, dropped paths."""
     workers: int = 2
     """Loader processes for each training process; 0 loads in the training process."""
     checkpoint_every: int = 500

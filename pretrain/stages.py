@@ -12,7 +12,8 @@ from pathlib import Path
 
 from dino_tower.config import from_tree, read_yaml
 from dino_tower.errors import ConfigError
-from dino_tower.pretrain.settings import Config
+from dino_tower.pretrain.settings import Config, PixelsConfig
+from dino_tower.run.spelling import run_and_network
 
 LARGER = 518 / 224  # sides of views, rounded to whole patches; local views keep their share of the global ones
 STEPS = 10_000
@@ -22,17 +23,18 @@ NEW_HEADS = 0.1  # share of the steps in which heads that the weights came witho
 
 def run_of(start: str | None) -> Path | None:
     """The run directory of a start spelled RUN, RUN@student or RUN@teacher; None for anything else."""
-    root = Path((start or "").partition("@")[0])
-    is_run = start and ((root / "checkpoints").is_dir() or (root / "config.yaml").is_file())
-    return root if is_run and not (Path(start or "") / "config.json").is_file() else None
+    return run_and_network(start)[0] if start and not (Path(start) / "config.json").is_file() else None
 
 
 def settings_of(run: Path) -> Config:
-    """What a run was trained with, as settings for another one: without its data, its output and its own start."""
+    """What a run was trained with, as settings for another one: without its data, its output and its own start.
+
+    Nor its pixels: its weights say what they know, and measured on other data they would be others.
+    """
     saved = run / "config.yaml"
     return replace(
         from_tree(Config(), read_yaml(saved), str(saved)),
-        data=(), output="", init_from=None, steps=None, resume="no", print_config=False,
+        data=(), output="", init_from=None, steps=None, resume="no", print_config=False, pixels=PixelsConfig(),
     )  # fmt: skip
 
 

@@ -17,15 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import nn
 
 from dino_tower import __version__
 from dino_tower.checkpoint import check_digests, checkpoints, load_tensors, save_tensors, write_digests
 from dino_tower.errors import ConfigError
 from dino_tower.pretrain.config import FREE_ON_RESUME
 from dino_tower.pretrain.network.student_teacher import Network
+from dino_tower.pretrain.network.weights import load_backbone
 from dino_tower.pretrain.objectives.objective import Objective
 from dino_tower.pretrain.settings import Config
 from dino_tower.run.state import (
@@ -38,7 +37,6 @@ from dino_tower.run.state import (
     restore_optimizer,
 )
 
-POSITIONS = ("embeddings.position_embeddings", "embeddings.position_embedding.weight")  # of Dinov2; of SigLIP and CLIP
 FORMAT = 1  # of a checkpoint folder; another number is refused
 PLACES = ("data", "init_from")  # of files: they may move, with config.yaml
 
@@ -95,6 +93,7 @@ def restore(trained: Trained, folder: Path, config: Config, global_batch: int) -
         check_digests(folder)
     state = read_state(folder, FORMAT, global_batch)
     check_settings(folder, state, Config(), config, (*FREE_ON_RESUME, *PLACES))
+    _check_teachers(folder, state.get("teachers"), trained.objective, config)
     for who, network in _networks(trained).items():
         if network.adapter is not None:
             network.adapter.check_base(folder / who)
@@ -102,6 +101,20 @@ def restore(trained: Trained, folder: Path, config: Config, global_batch: int) -
         _load(trained, folder)
     put_back_scaler(trained.scaler, state)
     return Position(**{key: state[key] for key in vars(Position())})
+
+
+def _check_teachers(folder: Path, before: dict[str, list[str]] | None, objective: Objective, config: Config) -> None:
+    """Raise ConfigError where a frozen network is another one than when the checkpoint was written, by its weights."""
+    names = {"gram": (config.gram.tower,)}
+    if before is None:  # of a release that noted none
+        return
+    for term, digests in objective.teachers.items():
+        for name, now, then in zip(names.get(term, config.distil.teachers), digests, before[term], strict=True):
+            if now != then:
+                raise ConfigError(
+                    f"{folder}: terms.{term}: the weights of {name} are not those that the run has learned from: put "
+                    "them back there, or start a new run from this one (--init-from)"
+                )
 
 
 @contextmanager
@@ -120,7 +133,7 @@ def _load(trained: Trained, folder: Path) -> None:
         if network.adapter is not None:
             network.adapter.load(folder / who)
         else:
-            load_backbone(network.backbone, folder / who)
+            load_backbone(network.backbone, folder / who, own=True)
     heads = load_tensors(folder / "heads.safetensors")
     modules = _beside(trained)
     owners = {k: max((name for name in modules if k.startswith(f"{name}.")), key=len, default="") for k in heads}
@@ -155,35 +168,3 @@ def _beside(trained: Trained) -> dict[str, nn.Module]:
         for name, part in net.parts().items()
     }
     return {**parts, **trained.objective.states()}
-
-
-def load_backbone(backbone: PreTrainedModel, source: str | Path) -> None:
-    """Weights of a transformers directory or Hub id into `backbone`: same class and shapes, nothing missing.
-
-    A position table of another size is resized to this backbone's grid, bicubically as its class does when serving.
-    Raises ConfigError otherwise.
-    """
-    kind: Any = type(backbone)
-    try:
-        loaded, info = kind.from_pretrained(source, output_loading_info=True)
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"{source}: cannot be loaded as {kind.__name__}: {' '.join(str(error).split())[:300]}"
-        ) from None
-    if info["missing_keys"] or info["unexpected_keys"]:
-        odd = sorted(info["missing_keys"] or info["unexpected_keys"])[:3]
-        word = "lacks" if info["missing_keys"] else "has unknown"
-        raise ConfigError(f"{source}: not a {kind.__name__} of this shape: {word} {', '.join(odd)}")
-    load_strictly(backbone, _on_the_grid_of(backbone, loaded), Path(str(source)))
-
-
-@torch.no_grad()
-def _on_the_grid_of(backbone: PreTrainedModel, loaded: Any) -> dict[str, Tensor]:
-    """The loaded weights, the position table resized where the backbone has another grid."""
-    weights, own, size = loaded.state_dict(), backbone.state_dict(), getattr(backbone.config, "image_size", None)
-    for name in POSITIONS:
-        if name in own and own[name].shape != weights[name].shape and own[name].shape[-1] == weights[name].shape[-1]:
-            like = torch.empty(1, *own[name].shape[-2:])
-            table = loaded.embeddings.interpolate_pos_encoding(like, size, size)
-            return {**weights, name: table.reshape(own[name].shape)}
-    return weights

@@ -25,12 +25,12 @@ from dino_tower.images import processor_for
 from dino_tower.pretrain.announce import announcement, facts, farewell, try_step
 from dino_tower.pretrain.config import read_config
 from dino_tower.pretrain.loading.data import Batch, build_loader
-from dino_tower.pretrain.loading.pixels import Normalise, mean_and_std, to_device
+from dino_tower.pretrain.loading.pixels import Normalise, mean_and_std, said_of_pixels, to_device
 from dino_tower.pretrain.monitor import Monitor
-from dino_tower.pretrain.network.networks import make_networks
+from dino_tower.pretrain.network.networks import make_networks, patch_of
 from dino_tower.pretrain.network.starts import take_over
 from dino_tower.pretrain.network.student_teacher import BatchStatistics, Student, update_teacher
-from dino_tower.pretrain.objectives.objective import beside, check_source, make_objective, mean_of
+from dino_tower.pretrain.objectives.objective import beside, check_source, make_objective, mean_of, views_read
 from dino_tower.pretrain.optim import CLIP, OPTIMISERS, groups_of, set_rates
 from dino_tower.pretrain.plan import make_plan, step_seed
 from dino_tower.pretrain.settings import Config
@@ -38,10 +38,9 @@ from dino_tower.pretrain.state import Position, Trained, restore, snapshot
 from dino_tower.progress import Progress
 from dino_tower.run.directory import RunDirectory, refuse_or_resume
 from dino_tower.run.entry import guarded, quiet_libraries, say, start_accelerator
-from dino_tower.run.state import changed_data
+from dino_tower.run.state import changed_data, images_at_start
 from dino_tower.signals import STOPPED, StopSignals
 from dino_tower.sources import open_sources, probe
-from dino_tower.tokens import patch_size
 
 
 def main(argv: Sequence[str]) -> int:
@@ -73,11 +72,13 @@ def train(config: Config, signals: StopSignals, words: Sequence[str] = ()) -> in
     source = open_sources(config.data, config.source, split="train")
     probe(source)
     check_source(config, source)
-    plan = make_plan(config, len(source), world)
-    mean, std = mean_and_std(config.pixels, source)
+    newest = run.newest() if continued else None
+    # a run keeps its length and its schedules, also where the data has changed since
+    plan = make_plan(config, (images_at_start(newest) if newest else None) or len(source), world)
+    mean, std = mean_and_std(config, source, newest)
     normalise = Normalise(mean, std, device)
-    network, teacher = make_networks(config, device, world, source)
-    patch = 1 if network.backbone.config.model_type == "resnet" else patch_size(network.backbone)
+    network, teacher = make_networks(config, device, world, source, resumed=newest is not None)
+    patch = patch_of(network.backbone)
     processor = processor_for(config.crops.global_size, patch, mean, std)
     objective, extras = make_objective(config).to(device), beside(config, patch)
     torch_optimizer = OPTIMISERS[config.optim.name](groups_of(network, config.optim))
@@ -85,17 +86,17 @@ def train(config: Config, signals: StopSignals, words: Sequence[str] = ()) -> in
     student, optimizer = accelerator.prepare(Student(network, objective), torch_optimizer)
 
     # --- where the run stands, and what it says before it starts
-    newest = run.newest() if continued else None
     position = restore(trained, newest, config, plan.global_batch) if newest else Position()
-    start = "" if newest else take_over(trained, config)
+    start = "" if newest else take_over(trained, config) + said_of_pixels(config, mean, std)
+    stated = {**facts(config, plan, world), "teachers": objective.teachers}
     estimate = try_step(accelerator, student, trained, config, plan.global_batch, extras)
     agreement.together((lambda: run.open(config)) if main_process else None)
     if main_process:
         print(announcement(config, plan, source, trained, estimate, world, str(device)))
-        if newest and (note := changed_data(newest, plan.images)):
-            print(note)
+        if newest and (note := changed_data(newest, len(source))):
+            print(f"{note}; the length of the run stays")
         print(f"continuing   {newest}" if newest else f"starting     from step 0{start}", flush=True)
-        run.log("start", position.step, command=shlex.join(words), **facts(config, plan, world))
+        run.log("start", position.step, command=shlex.join(words), **stated)
     accelerator.init_trackers("tracker")
     watching = main_process and config.monitor.minutes > 0
     alarms = Alarms(objective.rules(), patience=max(50, plan.steps // 20), grace=plan.steps // 10)
@@ -107,6 +108,7 @@ def train(config: Config, signals: StopSignals, words: Sequence[str] = ()) -> in
         loader = build_loader(
             source,
             config.crops,
+            views=views_read(config),
             beside=extras,
             seed=config.seed,
             batch_size=config.batch_size,
@@ -119,12 +121,13 @@ def train(config: Config, signals: StopSignals, words: Sequence[str] = ()) -> in
             workers=config.workers,
             skipped_log=run.skipped,
             max_skipped=faults.max_skipped,
+            pin_memory=device.type == "cuda",
         )
         return loader
 
     def save(step: int) -> None:
         position.step = step
-        write = snapshot(trained, position, processor, facts(config, plan, world))
+        write = snapshot(trained, position, processor, stated)
         writer.submit(lambda: run.write_checkpoint(step, write, faults.keep_last, faults.keep_every))
         run.log("checkpoint", step, path=f"checkpoints/step-{step}")
 

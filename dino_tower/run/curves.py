@@ -58,6 +58,10 @@ LOSSES = {  # what it is, for objectives without prototypes
     "loss, of the pairs one by one.",
     "simclr": "Of two views among those of the batch; the logarithm of their number is what chance gives.",
     "supervised": "Cross-entropy with smoothed labels; the logarithm of the number of classes is what chance gives.",
+    "distil": "Squared error to the features of the frozen towers, each brought to mean 0 and one scale; 1 is what "
+    "predicting the mean gives.",
+    "distil_head": "Cross-entropy between the prototypes of the frozen run's head, which stay as they are, and the "
+    "student's.",
     "ijepa": "Between predicted features and the teacher's. It may well rise for a while: the target moves.",
 }
 SCHEDULES = {
@@ -130,9 +134,12 @@ def _knn_curve(log: RunLog, end: int, marks: list[Mark]) -> str:
     low, high = (number_text(pick(floor.values(), default=0.0), "%") for pick in (min, max))
     text = high if low == high else f"{low.removesuffix(' %')} to {high}"
     levels = [Level("random init", max(floor.values()), text)] if floor else []
-    return curve("k-NN accuracy", series, end, unit="%", levels=levels, marks=marks,
-                 hint="Share of images whose nearest neighbours, by the teacher's features, are of the same kind. "
-                      "No label was trained on.")  # fmt: skip
+    hint = "Share of images whose nearest neighbours, by the teacher's features, are of the same kind."
+    if setting(log.settings, "objective", str) == "supervised" or setting(log.settings, "terms.supervised", float):
+        hint += " Labels were trained on, those of these images too."
+    else:
+        hint += " No label was trained on."
+    return curve("k-NN accuracy", series, end, unit="%", levels=levels, marks=marks, hint=hint)
 
 
 def _from_steps(log: RunLog, key: str, drawn: Drawn, end: int, marks: list[Mark]) -> str:

@@ -126,6 +126,8 @@ class RunDirectory:
         for path in checkpoints(self.checkpoints) if self._log is not None else ():
             if step_of(path) > step:
                 remove(path)
+            elif step_of(path) == step:
+                replace_text(self.root / "latest", f"{path.name}\n")
 
     def close(self) -> None:
         """Let go of the log and the lock."""

@@ -85,6 +85,15 @@ def check_settings(folder: Path, state: Mapping[str, Any], default: T, config: T
             )
 
 
+def images_at_start(folder: Path) -> int | None:
+    """How many images the data had when the run of a checkpoint was planned; None where that cannot be read."""
+    try:
+        images = read_json(folder / "state.json").get("images")
+    except ConfigError:
+        return None  # damaged: who reads all of it says so, with what to do
+    return images if isinstance(images, int) else None
+
+
 def changed_data(folder: Path, images: int) -> str:
     """A note for a run whose data has lost or gained images since a checkpoint was written; empty otherwise."""
     before = read_json(folder / "state.json").get("images")

@@ -62,25 +62,12 @@ def random_mask(rng: Generator, grid: Grid, count: float) -> Mask:
 SHAPES: dict[str, Callable[[Generator, Grid, float], Mask]] = {"block": ibot_blocks, "random": random_mask}
 
 
-def stratified_masks(
-    rng: Generator,
-    images: int,
-    grid: Grid,
-    share: float = 0.5,
-    ratios: tuple[float, float] = (0.1, 0.5),
-) -> Mask:
-    """DINOv2's masks of the 2 B global crops of a batch [images, h, w], in random order.
-
-    Raises ValueError for a share or ratios out of 0 to 1.
-    """
-    return np.stack([stratum_mask(rng, grid, *stratum) for stratum in strata(rng, images, share, ratios).tolist()])
-
-
 def strata(rng: Generator, images: int, share: float, ratios: tuple[float, float]) -> NDArray[np.float64]:
     """The least and the most that each image of a batch hides [images, 2], in random order; (0, 0): nothing.
 
     int(images * share) of them are masked. The range of ratios is cut into that many equal parts and each masked image
-    gets its own, so that every batch hides about the same number of patches. Errors as stratified_masks.
+    gets its own, so that every batch hides about the same number of patches (DINOv2). Raises ValueError for a share or
+    ratios out of 0 to 1.
     """
     if not 0 <= share <= 1 or not 0 <= ratios[0] <= ratios[1] <= 1:
         raise ValueError(f"share of masked images {share}, mask ratios {ratios}: all in 0..1, the lower ratio first")

@@ -196,6 +196,11 @@ def make_views(image: Image.Image, views: Sequence[View], config: CropsConfig) -
     return [apply(source, view) for view in views]
 
 
+def view_sizes(config: CropsConfig, count: int | None = None) -> list[int]:
+    """Pixels of the sides of a picture's views, or of its first `count`."""
+    return ([config.global_size] * 2 + [config.local_size] * config.locals)[:count]
+
+
 def at_least(config: CropsConfig) -> tuple[int, int] | None:
     """The smallest (width, height) a picture may be decoded to for these crops; None: only its full size will do.
 

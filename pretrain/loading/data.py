@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dino_tower.errors import ConfigError
 from dino_tower.images import UnreadableImage
-from dino_tower.pretrain.crops.views import CropsConfig, at_least, draw_views, make_views
+from dino_tower.pretrain.crops.views import CropsConfig, at_least, draw_views, make_views, view_sizes
 from dino_tower.pretrain.loading.draws import Draw, Place, draw_all
 from dino_tower.pretrain.loading.order import BatchKey, Order, batch_keys, epoch_order, sample_rng, steps_in_epoch
 from dino_tower.sources import NO_LABEL, Mixture, Sample, Source, load_batches
@@ -34,7 +34,7 @@ MakeViews = Callable[[Sample, np.random.Generator], list[np.ndarray]]
 
 @dataclass
 class Batch:
-    """One micro-step's views: first and second global, then V locals, each uint8 [B, S, S, 3]."""
+    """One micro-step's views: first and second global, then V locals, or the first ones, each uint8 [B, S, S, 3]."""
 
     views: list[Tensor]
     ids: list[str]
@@ -53,13 +53,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class CropViews:
-    """Read a sample and cut its views: list of uint8 [S, S, 3]. Raises UnreadableImage."""
+    """Read a sample and cut its views, or the first `count`: list of uint8 [S, S, 3]. Raises UnreadableImage.
+
+    All are drawn, so that a view is the same however many are cut.
+    """
 
     config: CropsConfig
+    count: int | None = None
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> list[np.ndarray]:
         image, (width, height) = sample.sized(at_least(self.config))
-        return make_views(image, draw_views(self.config, width, height, rng), self.config)
+        return make_views(image, draw_views(self.config, width, height, rng)[: self.count], self.config)
 
 
 @dataclass(frozen=True)
@@ -182,6 +186,7 @@ def build_loader(
     source: Source,
     crops: CropsConfig | MakeViews,
     *,
+    views: int | None = None,
     beside: Beside = NOTHING,
     seed: int,
     batch_size: int,
@@ -199,7 +204,8 @@ def build_loader(
 ) -> Generator[Batch]:
     """Yield the Batches of one rank for the optimiser steps start_step .. total_steps - 1, `accumulate` for each step.
 
-    `crops` is a configuration, or a function (sample, rng) -> list of uint8 [S, S, 3]; `beside` says what a sample
+    `crops` is a configuration, of whose views the first `views` are cut, or a function (sample, rng) -> list of uint8
+    [S, S, 3]; `beside` says what a sample
     brings beside these views (one without a caption that is asked for is unreadable). `steps_per_epoch` defaults to
     all that the source has. Global random states are neither read nor changed. Close the iterator to end the workers.
 
@@ -208,12 +214,12 @@ def build_loader(
             number, or below 1 a share) allows. Both in the main process.
     """
     if workers and isinstance(crops, CropsConfig):
-        check_shared_memory(crops, batch_size, workers)
+        check_shared_memory(crops, batch_size, workers, views=views)
     whole = steps_in_epoch(len(source), batch_size * world * accumulate)
     log = SkippedLog(skipped_log, max_skipped, len(source))
-    views = CropViews(crops) if isinstance(crops, CropsConfig) else crops
+    cut = CropViews(crops, views) if isinstance(crops, CropsConfig) else crops
     tries, global_batch = min(log.limit + 1, len(source)), batch_size * world * accumulate
-    maker = BatchMaker(source, views, seed, world, tries, beside, global_batch)
+    maker = BatchMaker(source, cut, seed, world, tries, beside, global_batch)
     keys = batch_keys(
         batch_size=batch_size,
         rank=rank,
@@ -236,7 +242,9 @@ def build_loader(
     )
 
 
-def check_shared_memory(crops: CropsConfig, batch_size: int, workers: int, place: str = SHARED_MEMORY) -> None:
+def check_shared_memory(
+    crops: CropsConfig, batch_size: int, workers: int, place: str = SHARED_MEMORY, views: int | None = None
+) -> None:
     """Containers come with 64 MB of shared memory, and a worker that finds no room dies of a bus error hours later.
 
     Raises:
@@ -246,8 +254,7 @@ def check_shared_memory(crops: CropsConfig, batch_size: int, workers: int, place
         return
     state = os.statvfs(place)
     free = state.f_bavail * state.f_frsize
-    pixels = 2 * crops.global_size**2 + crops.locals * crops.local_size**2
-    needed = 3 * pixels * batch_size * (PREFETCH * workers + 1)
+    needed = 3 * sum(side**2 for side in view_sizes(crops, views)) * batch_size * (PREFETCH * workers + 1)
     if needed > free:
         raise ConfigError(
             f"--workers {workers} need {needed // 2**20 + 1} MB of shared memory and {place} has {free // 2**20} MB "

@@ -8,9 +8,11 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel
 
 from dino_tower.checkpoint import load_tensors
@@ -29,11 +31,13 @@ from dino_tower.peft_adapter import (
     wrap,
 )
 from dino_tower.peft_methods import PeftSettings
+from dino_tower.positions import rescale_at_random
 from dino_tower.pretrain.objectives.objective import hides
 from dino_tower.pretrain.settings import Config
 from dino_tower.tokens import patch_size
 from dino_tower.towers import open_tower
 
+DROPPING = ("drop_prob", "dropout", "attention_dropout", "dropout_prob")  # what attention and dropped paths call theirs
 MASKED = ("dinov2", "dinov2_with_registers", "dinov3_vit")  # classes that can hide patches from themselves
 
 
@@ -72,8 +76,22 @@ def open_base(config: Config) -> PreTrainedModel:
             f"write it as one with `dino-tower convert`"
         )
     _check_fit(config, loaded)
-    # Evaluation mode: no dropout that the tower may have been saved with. Blocks recompute in training mode only.
+    _quiet(model)
+    # Evaluation mode, but for blocks that recompute: they do so in training mode only.
     return model.train(config.compute.activation_checkpointing)
+
+
+def _quiet(model: PreTrainedModel) -> None:
+    """Switch off what a tower may do in training mode: the adapter is trained in the tower that is served."""
+    modules: list[Any] = [*model.modules()]
+    for module in modules:
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for key in DROPPING:
+            if isinstance(getattr(module, key, None), float):
+                setattr(module, key, 0.0)
+    if hasattr(model, "rope_embeddings"):
+        rescale_at_random(model, None)
 
 
 def untrained(config: Config) -> PreTrainedModel:

@@ -14,23 +14,23 @@ from dino_tower.pretrain.network.lora_settings import TOWER
 from dino_tower.pretrain.network.starts import weights_of
 from dino_tower.pretrain.network.student_teacher import Network, make_teacher
 from dino_tower.pretrain.network.synchronised import synchronise_batch_norm
+from dino_tower.pretrain.network.weights import load_backbone
 from dino_tower.pretrain.objectives.objective import hides, parts_of, student_only
 from dino_tower.pretrain.settings import Config
-from dino_tower.pretrain.state import load_backbone
 from dino_tower.sources import Source
 from dino_tower.tokens import patch_size
 
 
 def make_networks(
-    config: Config, device: torch.device, world: int, source: Source | None = None
+    config: Config, device: torch.device, world: int, source: Source | None = None, resumed: bool = False
 ) -> tuple[Network, Network]:
-    """Student and teacher with equal weights, the same on every process; `source` is the data, for parts that depend on
-    it.
+    """Student and teacher with equal weights, the same on every process.
 
-    Raises ConfigError for settings that do not fit each other.
+    source: the data, for parts that depend on it. resumed: a checkpoint brings the weights, so the start is not asked
+    for them again; it may have gone. Raises ConfigError for settings that do not fit each other.
     """
     torch.manual_seed(config.seed)
-    backbone = make_backbone(config)
+    backbone = make_backbone(config, untrained=resumed and config.arch != TOWER)  # an adapter's checkpoint has no base
     adapter = lora.adapt(backbone, config) if config.arch == TOWER else None
     parts = {name: make() for name, make in parts_of(config, backbone, source).items()}
     student = Network(backbone, **parts).to(device)
@@ -50,6 +50,11 @@ def make_networks(
         student.backbone.compile()
         teacher.backbone.compile()
     return student, teacher
+
+
+def patch_of(backbone: PreTrainedModel) -> int:
+    """Pixels of a patch's side; 1 for a ResNet, whose views may have any size."""
+    return 1 if backbone.config.model_type == "resnet" else patch_size(backbone)
 
 
 def make_backbone(config: Config, untrained: bool = False) -> PreTrainedModel:

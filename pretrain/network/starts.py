@@ -5,18 +5,22 @@ A run is spelled as a tower is: RUN or RUN@student, RUN@teacher. Both networks o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from transformers import AutoImageProcessor
 
-from dino_tower.checkpoint import load_tensors
+from dino_tower.checkpoint import load_tensors, read_json
 from dino_tower.errors import ConfigError
 from dino_tower.finding import find
+from dino_tower.loading import PROCESSOR_FILES
 from dino_tower.pretrain.settings import Config
 from dino_tower.pretrain.stages import run_of
 
 if TYPE_CHECKING:
+    from dino_tower.pretrain.objectives.objective import Objective
     from dino_tower.pretrain.state import Trained
 
 HEADS = "heads.safetensors"
@@ -43,6 +47,19 @@ def read_heads(start: str) -> tuple[dict[str, Tensor], str]:
     return load_tensors(file) if file is not None else {}, "teacher" if start.endswith("@teacher") else "student"
 
 
+def pixels_of(start: str) -> tuple[Sequence[float], Sequence[float]] | None:
+    """Mean and standard deviation of RGB in [0, 1] that a start knows pixels by; None where it does not say."""
+    place = weights_of(start)
+    if Path(place).is_dir() and not any((Path(place) / name).is_file() for name in PROCESSOR_FILES):
+        return None
+    try:
+        processor: Any = AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
+    except (OSError, ValueError):
+        return None
+    mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
+    return (mean, std) if mean and std else None
+
+
 def take_over(trained: Trained, config: Config) -> str:
     """Load what the start has beside its backbone into both networks and the terms' state.
 
@@ -55,6 +72,8 @@ def take_over(trained: Trained, config: Config) -> str:
     if file is None or not config.init_heads:
         return f"{said}; heads are new"
     found, who = read_heads(config.init_from)
+    for name in _of_other_teachers(trained.objective, file):
+        found = {k: v for k, v in found.items() if name not in k.split(".")[:2]}
     taken = []
     for network in (trained.student, trained.teacher):
         for name, part in network.parts().items():
@@ -67,6 +86,14 @@ def take_over(trained: Trained, config: Config) -> str:
     new = sorted({*trained.student.parts(), *(k for k, v in states.items() if v.state_dict())} - {*taken})
     said += f", its {', '.join(dict.fromkeys(taken))}" if taken else ""
     return said + (f"; new: {', '.join(new)}" if new else "")
+
+
+def _of_other_teachers(objective: Objective, file: Path) -> list[str]:
+    """The parts and states that speak of the frozen networks of a term, where the start had others or does not say."""
+    state = file.with_name("state.json")
+    before = read_json(state).get("teachers", {}) if state.is_file() else {}
+    other = [term for term, digests in objective.teachers.items() if before.get(term) != digests]
+    return [name for term in other for name in (term, *dict(objective.terms[term].named_children()))]
 
 
 def _take(module: nn.Module, found: dict[str, Tensor], prefix: str, file: Path) -> bool:

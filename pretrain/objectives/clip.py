@@ -50,6 +50,10 @@ class Clip(Term):
         self.noted: dict[str, Tensor] = {}
 
     @staticmethod
+    def one_view(config: Config) -> bool:
+        return config.clip.views == 1
+
+    @staticmethod
     def parts(config: Config, backbone: PreTrainedModel, source: Source | None) -> Parts:
         clip = config.clip
 

@@ -43,7 +43,7 @@ def towers(names: tuple[str, ...]) -> tuple[Tower, ...]:
     return found
 
 
-class Adapter(nn.Module):
+class Speaker(nn.Module):
     """What the student says in a tower's language: class tokens and patches [..., D] to [..., D_t], each by an MLP.
 
     hidden: its width; 0: the features themselves, which D = D_t alone allows.
@@ -127,7 +127,7 @@ class Distil(Term):
                     f"distil.hidden 0 compares the features themselves: {name} has {tower.width} a token and the "
                     f"student {wide}; give the MLP between them a width, --distil.hidden 1024"
                 )
-        return {"distil": lambda: nn.ModuleList([Adapter(wide, tower.width, hidden) for tower in found])}
+        return {"distil": lambda: nn.ModuleList([Speaker(wide, tower.width, hidden) for tower in found])}
 
     @staticmethod
     def student_only() -> frozenset[str]:
@@ -149,10 +149,10 @@ class Distil(Term):
     def loss(self, student: Network, seen: Seen | None, inputs: Inputs, targets: Any, rates: Rates) -> Tensor:
         assert seen is not None and seen.patches is not None
         own, total = seen.patches.flatten(0, 1), []
-        for i, (adapter, (cls, patches)) in enumerate(zip(student.part("distil"), targets, strict=True)):
+        for i, (speaker, (cls, patches)) in enumerate(zip(student.part("distil"), targets, strict=True)):
             if patches.shape[1:3] != own.shape[1:3]:  # a tower that takes one size only
                 patches = F.interpolate(patches.movedim(-1, 1), own.shape[1:3], mode="bilinear").movedim(1, -1)
-            said = [adapter.cls(seen.pooled[:2].flatten(0, 1)).float(), adapter.patches(own).float()]
+            said = [speaker.cls(seen.pooled[:2].flatten(0, 1)).float(), speaker.patches(own).float()]
             if not self.hidden:  # the features themselves, on the tower's scale
                 said = [one(x) for one, x in zip(self._statistics(i), said, strict=True)]
             total += [F.mse_loss(said[0], cls), self.patches * gap(said[1], patches, inputs.masks)]
@@ -162,6 +162,9 @@ class Distil(Term):
     def _statistics(self, tower: int) -> tuple[Any, Any]:
         """Of its class tokens and of its patches."""
         return self.distil_statistics[2 * tower], self.distil_statistics[2 * tower + 1]
+
+    def frozen_networks(self) -> list[nn.Module]:
+        return [tower.model for tower in self.towers]
 
     def commit(self) -> None:
         for i in range(len(self.towers)):

@@ -173,6 +173,9 @@ class DistilHead(Term):
         each = masked_weights(all_seen)
         return loss + self.patches * patch_loss(z, weight, of_patches, each, self.temperature, gain)
 
+    def frozen_networks(self) -> list[nn.Module]:
+        return [nn.ModuleList([self.frozen[0].tower.model, self.frozen[0].heads])]
+
     def commit(self) -> None:
         self.distil_centre.commit()
         self.distil_patch_centre.commit()

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dino_tower.pretrain.network.weights import compute_like
 from dino_tower.pretrain.objectives.distil import suited, towers
 from dino_tower.pretrain.objectives.term import Inputs, Rates, Seen, Term
 from dino_tower.pretrain.settings import Config
@@ -68,6 +69,9 @@ class Gram(Term):
             return 0.0 * seen.patches.float().sum()
         return F.mse_loss(similarities(seen.patches.flatten(0, 1)), targets)
 
+    def frozen_networks(self) -> list[nn.Module]:
+        return [tower.model for tower in self.towers]
+
     def commit(self) -> None:
         if self.gram_anchor is not None and self.counts:
             self.gram_anchor.steps += 1
@@ -101,6 +105,7 @@ class Anchor(nn.Module):
         copies = int(self.copies)
         if copies < len(self.due) and int(self.steps) >= self.due[copies]:
             self.backbone.load_state_dict(teacher.backbone.state_dict())
+            compute_like(self.backbone, teacher.backbone)
             self.copies += 1
         pixels = torch.cat(inputs.views[:2])
         if (size := side * patch_size(self.backbone)) != pixels.shape[-1]:

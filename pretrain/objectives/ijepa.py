@@ -92,6 +92,10 @@ class Ijepa(Term):
     asks_teacher = False
 
     @staticmethod
+    def one_view(config: Config) -> bool:
+        return True
+
+    @staticmethod
     def parts(config: Config, backbone: PreTrainedModel, source: Source | None) -> Parts:
         side, wide, c = config.crops.global_size // patch_size(backbone), width(backbone), config.ijepa
         draw = partial(nn.init.trunc_normal_, std=0.02)

@@ -60,6 +60,10 @@ class Mae(Term):
         self.normalise = config.mae.normalise
 
     @staticmethod
+    def one_view(config: Config) -> bool:
+        return True
+
+    @staticmethod
     def parts(config: Config, backbone: PreTrainedModel, source: Source | None) -> Parts:
         patch, c = patch_size(backbone), config.mae
         side, draw = config.crops.global_size // patch, nn.init.xavier_uniform_

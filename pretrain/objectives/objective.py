@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dino_tower.alarms import Rule
+from dino_tower.peft_adapter import weights_digest
 from dino_tower.pretrain.loading.data import Beside
 from dino_tower.pretrain.objectives.clip import Clip
 from dino_tower.pretrain.objectives.dino import Dino
@@ -100,6 +102,12 @@ class Objective(nn.Module):
         """All terms' alarms."""
         return {name: rule for term in self.named().values() for name, rule in term.rules().items()}
 
+    @cached_property
+    def teachers(self) -> dict[str, list[str]]:
+        """Term -> a digest of each frozen network that it learns from; a run and its continuation have the same."""
+        found = {name: [weights_digest(one) for one in term.frozen_networks()] for name, term in self.named().items()}
+        return {name: digests for name, digests in found.items() if digests}
+
     def states(self) -> dict[str, nn.Module]:
         """The modules that hold the terms' states, by the names that a checkpoint has them under."""
         return {name: module for term in self.named().values() for name, module in term.named_children()}
@@ -125,6 +133,11 @@ def hides(config: Config) -> bool:
 def student_only(config: Config) -> frozenset[str]:
     """The parts that the teacher does without."""
     return frozenset().union(*(TERMS[name].student_only() for name in weights(config)))
+
+
+def views_read(config: Config) -> int | None:
+    """How many views are to be cut, the first ones; None: all."""
+    return 1 if all(TERMS[name].one_view(config) for name in weights(config)) else None
 
 
 def beside(config: Config, patch: int) -> Beside:

@@ -136,6 +136,8 @@ def check_terms(config: Config) -> None:
         raise ConfigError(f"terms: nothing to learn from is left of --objective {config.objective}; set one above 0")
     if config.distil.teachers and not {"distil", "distil_head"} & chosen.keys():
         raise ConfigError("distil.teachers are given and nobody asks them: set --objective distil or --terms.distil 1")
+    if config.gram.tower and "gram" not in chosen:
+        raise ConfigError("gram.tower is given and nobody asks it: set --terms.gram 1")
     for name in chosen:
         if name in CHECKS:
             CHECKS[name](config)

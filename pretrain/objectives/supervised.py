@@ -38,6 +38,10 @@ class Supervised(Term):
         self.noted: dict[str, Tensor] = {}
 
     @staticmethod
+    def one_view(config: Config) -> bool:
+        return config.supervised.views == 1
+
+    @staticmethod
     def parts(config: Config, backbone: PreTrainedModel, source: Source | None) -> Parts:
         classes = len(source.classes or ()) if source is not None else 0
         return {"classifier": partial(_classifier, width(backbone), max(1, classes))}

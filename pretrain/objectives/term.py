@@ -103,6 +103,11 @@ class Term(nn.Module):
     """Whether the student sees mask tokens, where the drawn `masks` say so: they are trained then."""
     reads_captions: ClassVar[bool] = False
 
+    @staticmethod
+    def one_view(config: Config) -> bool:
+        """Whether it reads the first global view alone; where all terms do, no other is cut."""
+        return False
+
     def __init__(self, config: Config) -> None:
         super().__init__()
 
@@ -135,6 +140,10 @@ class Term(nn.Module):
     def loss(self, student: Network, seen: Seen | None, inputs: Inputs, targets: Any, rates: Rates) -> Tensor:
         """The scalar. `seen` holds what the terms together look at; None if none of them does."""
         raise NotImplementedError
+
+    def frozen_networks(self) -> list[nn.Module]:
+        """Those that teach and are no part of the run: a continuation must find them as they were."""
+        return []
 
     def commit(self) -> None:
         """The step was good: move the state by what was observed."""

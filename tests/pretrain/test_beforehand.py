@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,3 +73,14 @@ def test_the_untrained_tower_is_the_network_that_the_run_starts_from(
     start = make_networks(settings, CPU, 1)[0].backbone.state_dict()
     assert all(torch.equal(start[name], weight) for name, weight in tower.weights().items())
     assert tower.processor.crop_size["height"] == 32
+
+
+def test_the_announced_memory_grows_with_the_batch(lives, tiny, tmp_path) -> None:
+    """What was there before was read after the first pass had set the highest mark: a batch seemed to cost nothing."""
+    found = []
+    for batch in ("8", "256"):
+        flags = ("--steps", "1", "--model.width", "96", "--batch-size", batch, "--output", str(tmp_path / batch))
+        child = lives.start({"words": ["pretrain", *tiny(*flags)]})
+        lives.wait(child)
+        found.append(float(re.search(r"([0-9.]+) GiB a process", lives.said(child))[1]))
+    assert found[1] > found[0] + 0.05

@@ -253,3 +253,16 @@ def test_a_small_file_that_cannot_be_written_leaves_nothing_aside(tmp_path: Path
     with pytest.raises(UnicodeEncodeError):
         replace_text(path, "\ud800")
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"] and path.read_text() == "old"
+
+
+def test_data_that_shrank_leaves_a_run_its_length(pretrain, write_photos, tmp_path: Path, capsys) -> None:
+    """The new plan ended before the checkpoint's step: the loop was skipped, with exit code 3, at every resume."""
+    photos = write_photos(tmp_path / "photos", 24)
+    flags = ("--data", str(photos), "--epochs", "2", "--checkpoint-every", "2")
+    run = pretrain("run", *flags)
+    shutil.rmtree(run / "checkpoints/step-6")
+    for path in sorted(photos.iterdir())[14:]:
+        path.unlink()
+    pretrain("run", *flags, "--resume")
+    assert (run / "checkpoints/step-6").is_dir()
+    assert "the data has 14 images and had 24" in capsys.readouterr().out

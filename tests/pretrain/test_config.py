@@ -11,9 +11,10 @@ from accelerate.state import AcceleratorState
 
 from dino_tower.cli import main
 from dino_tower.config import from_tree, to_tree
+from dino_tower.errors import ConfigError
 from dino_tower.pretrain.config import load_preset, preset_names, read_config
 from dino_tower.pretrain.plan import make_plan
-from dino_tower.pretrain.settings import Config
+from dino_tower.pretrain.settings import Config, OptimConfig
 
 PUBLISHED = ("dino_vits16", "dino_vits8", "dino_vitb16", "dino_vitb8", "dino_vits16_100ep", "dino_resnet50")
 
@@ -119,3 +120,21 @@ def test_the_teacher_temperature_moves_once_an_epoch() -> None:
 
 def test_a_different_global_batch_is_said() -> None:
     assert any("global batch 64" in w for w in make_plan(load_preset("dino_vits16"), 5000, 1).warnings)
+
+
+def test_resuming_a_run_of_a_misspelt_name_says_that_there_is_none(tmp_path: Path) -> None:
+    """It said that --data is missing, which a run that goes on never needs."""
+    with pytest.raises(ConfigError, match=r"--resume: there is no run in .*frist"):
+        read_config(["--output", str(tmp_path / "frist"), "--resume"])
+
+
+def test_a_gram_tower_that_nobody_asks_is_refused() -> None:
+    """It was ignored without a word, as distil.teachers without their term never were."""
+    with pytest.raises(ConfigError, match=r"gram\.tower is given and nobody asks it: set --terms\.gram 1"):
+        read_config(["--data", "scenes", "--output", "x", "--gram.tower", "builtin:scenes"])
+
+
+def test_a_rate_that_rises_is_pointed_out() -> None:
+    """A small run of the ResNet preset kept the minimum of 80 GPUs, above its own peak."""
+    plan = make_plan(Config(optim=OptimConfig(base_lr=0.001, min_lr=0.0048)), 1000, 1)
+    assert any("is below optim.min_lr" in text for text in plan.warnings)

@@ -187,3 +187,19 @@ def test_too_little_shared_memory_is_said_before_the_run(tmp_path: Path, monkeyp
     with pytest.raises(ConfigError, match=r"--workers 8 need \d+ MB of shared memory and .* has 64 MB free"):
         check_shared_memory(CropsConfig(), 64, 8, str(tmp_path))
     check_shared_memory(CropsConfig(), 64, 8, str(tmp_path / "no such place"))
+
+
+def test_a_view_is_the_same_however_many_are_cut() -> None:
+    """MAE and others learn from the first view: the second was cut, sent and normalised in vain."""
+    from dino_tower.pretrain.loading.data import CropViews
+    from dino_tower.pretrain.objectives.objective import views_read
+    from dino_tower.pretrain.settings import Config
+    from dino_tower.sources import SourceOptions, open_sources
+
+    sample, crops = open_sources(("scenes",), SourceOptions(), split="train")[0], CropsConfig()
+    cut = [CropViews(crops, count)(sample, np.random.default_rng(3)) for count in (None, 1)]
+    assert len(cut[0]) == 2 + crops.locals and len(cut[1]) == 1 and np.array_equal(cut[0][0], cut[1][0])
+    reads = {
+        name: views_read(Config(objective=name)) for name in ("mae", "ijepa", "clip", "supervised", "dino", "simclr")
+    }
+    assert reads == {"mae": 1, "ijepa": 1, "clip": 1, "supervised": 1, "dino": None, "simclr": None}

@@ -19,6 +19,7 @@ from dino_tower.cli import main
 from dino_tower.errors import ConfigError
 from dino_tower.export.writing import export_tower
 from dino_tower.images import processor_for
+from dino_tower.peft_adapter import base_path
 from dino_tower.pretrain.config import read_config
 from dino_tower.pretrain.network.networks import make_networks
 from dino_tower.pretrain.network.student_teacher import Network, update_teacher
@@ -197,6 +198,10 @@ def test_a_run_can_be_the_base_of_another(run: Run, base: Callable[..., Path]) -
     first = run("first", "--steps", "2")
     second = run("second", "--steps", "2", of=first)
     start = load_tower(first)(PIXELS).patches
+    # the directory that other software reads below an adapter: never that of another adapter
+    assert base_path(str(first)) == base_path(f"{first}@teacher") == ""
+    (first / "merged").mkdir()
+    assert base_path(str(first)) == str(first / "merged") and base_path(f"{first}@teacher") == ""
     assert (load_tower(second)(PIXELS).patches - start).abs().max() > 1e-6
     student, teacher = (first / f"checkpoints/step-2/{who}/adapter_model.safetensors" for who in ("student", "teacher"))
     shutil.copy(teacher, student)
@@ -220,3 +225,23 @@ def test_a_run_whose_base_has_changed_cannot_go_on(
     assert {path: path.read_bytes() for path in cut.rglob("*") if path.is_file() and path.name != ".lock"} == before
     with pytest.raises(ConfigError, match="the weights below it are others"):
         load_tower(cut)
+
+
+def test_blocks_that_recompute_drop_nothing(tmp_path) -> None:
+    """They do so in train mode only, in which the dropout and the dropped paths that a tower was saved with came to
+    life."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    from dino_tower.images import processor_for
+    from dino_tower.pretrain.config import read_config
+    from dino_tower.pretrain.network.lora import open_base
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    chances = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"), 0.5)
+    Dinov2Model(Dinov2Config(**sizes, **chances)).save_pretrained(tmp_path)
+    processor_for(32, 8).save_pretrained(tmp_path)
+    words = ["--preset", "dino_lora", "--init-from", str(tmp_path), "--data", "scenes", "--output", "x"]
+    sides = ["--crops.global-size", "32", "--crops.local-size", "16", "--compute.activation-checkpointing"]
+    base = open_base(read_config([*words, *sides]))
+    x = torch.randn(2, 3, 32, 32)
+    assert base.training and torch.equal(base(x).last_hidden_state, base(x).last_hidden_state)

@@ -14,7 +14,8 @@ from dino_tower.pretrain.algorithms.masks import (
     draw_block,
     ibot_mask,
     random_mask,
-    stratified_masks,
+    strata,
+    stratum_mask,
 )
 from dino_tower.pretrain.loading.draws import Place
 from dino_tower.pretrain.objectives import hidden
@@ -69,13 +70,18 @@ def border(mask: np.ndarray) -> int:
     return int(mask[0].sum() + mask[-1].sum() + mask[:, 0].sum() + mask[:, -1].sum())
 
 
+def batch_of_masks(rng: np.random.Generator, crops: int, grid: tuple[int, int], share: float = 0.5) -> np.ndarray:
+    """DINOv2's masks of a batch's global crops [crops, h, w], of the two steps in which the loader draws them."""
+    return np.stack([stratum_mask(rng, grid, *stratum) for stratum in strata(rng, crops, share, (0.1, 0.5)).tolist()])
+
+
 def drawn(name: str, seed: int = 0) -> list[np.ndarray]:
     """About 2,000 masks that hide something."""
     rng = np.random.default_rng(seed)
     if name == "ibot":
         found = [ibot_mask(rng, IBOT_GRID) for _ in range(2 * DRAWS)]
     else:
-        batches = [stratified_masks(rng, DINOV2_CROPS, DINOV2_GRID) for _ in range(math.ceil(2 * DRAWS / DINOV2_CROPS))]
+        batches = [batch_of_masks(rng, DINOV2_CROPS, DINOV2_GRID) for _ in range(math.ceil(2 * DRAWS / DINOV2_CROPS))]
         found = [mask for batch in batches for mask in batch]
     return [mask for mask in found if mask.any()]
 
@@ -128,7 +134,7 @@ def test_a_batch_has_half_its_crops_masked_and_one_in_each_stratum(crops: int) -
     rng = np.random.default_rng(3)
     first, whole = 0, []
     for _ in range(DRAWS // crops):
-        masks = stratified_masks(rng, crops, DINOV2_GRID)
+        masks = batch_of_masks(rng, crops, DINOV2_GRID)
         counts = np.sort(masks.sum((1, 2)))
         unmasked = crops - crops // 2
         assert (counts[:unmasked] == 0).all() and (counts[unmasked:] > 0).all()
@@ -142,7 +148,7 @@ def test_a_batch_has_half_its_crops_masked_and_one_in_each_stratum(crops: int) -
 
 def test_every_batch_hides_about_as_much_as_the_others() -> None:
     rng = np.random.default_rng(4)
-    shares = [stratified_masks(rng, DINOV2_CROPS, DINOV2_GRID).mean() for _ in range(40)]
+    shares = [batch_of_masks(rng, DINOV2_CROPS, DINOV2_GRID).mean() for _ in range(40)]
     assert abs(np.mean(shares) - 0.15) < 0.003 and np.std(shares) < 0.002  # unstratified: 0.007
 
 
@@ -181,13 +187,13 @@ def test_small_and_narrow_grids_end(grid: tuple[int, int]) -> None:
     rng = np.random.default_rng(8)
     for _ in range(50):
         assert ibot_mask(rng, grid).shape == grid
-        assert stratified_masks(rng, 4, grid).mean((1, 2)).max() <= 0.5
+        assert batch_of_masks(rng, 4, grid).mean((1, 2)).max() <= 0.5
 
 
 def test_a_mask_depends_on_its_seed_alone() -> None:
     def both(seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)
-        one = stratified_masks(rng, 8, IBOT_GRID)
+        one = batch_of_masks(rng, 8, IBOT_GRID)
         return np.concatenate([one, [ibot_mask(rng, IBOT_GRID, shape, (0.3,), (0.2,)) for shape in module.SHAPES]])
 
     assert np.array_equal(both(1), both(1)) and not np.array_equal(both(1), both(2))
@@ -202,7 +208,7 @@ def test_wrong_settings_are_named() -> None:
     with pytest.raises(ValueError, match="1 mask ratios and 2 spreads"):
         ibot_mask(rng, IBOT_GRID, ratios=(0.1,))
     with pytest.raises(ValueError, match=r"share of masked images 1\.5"):
-        stratified_masks(rng, 4, IBOT_GRID, share=1.5)
+        batch_of_masks(rng, 4, IBOT_GRID, share=1.5)
 
 
 def draw(shape: str) -> DrawMasks:

@@ -124,3 +124,11 @@ def test_the_alarm_of_a_fall_reaches_log_and_terminal_and_outlives_a_resume(pret
     line = "fell below the weights it started from, 60.0%, to 50.0%"
     assert [alarm["name"] for alarm in alarms] == ["knn-falls"] and line in alarms[0]["message"]
     assert f"ALARM knn-falls: 10-NN of the teacher {line}" in "".join(capsys.readouterr())
+
+
+def test_data_without_labels_has_a_rank_too(pretrain, write_photos, tmp_path) -> None:
+    """RankMe asks nobody for labels, and was measured with them alone."""
+    photos = write_photos(tmp_path / "photos", 24)
+    run = pretrain("run", "--data", str(photos), "--steps", "1", "--monitor.minutes", "99")
+    looks = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if '"monitor"' in line]
+    assert looks and all(row["rankme"] > 1 and "knn" not in row for row in looks if row["kind"] == "monitor")

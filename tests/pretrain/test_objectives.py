@@ -136,16 +136,18 @@ def test_a_step_with_nothing_finite_changes_nothing(pretrain, monkeypatch, name:
     from dino_tower.pretrain import train
     from dino_tower.pretrain.loading.pixels import Normalise
 
-    calls = 0
+    calls, bad = 0, -1
 
     class Poisoned(Normalise):
         def __call__(self, view):
             nonlocal calls
             calls += 1
             pixels = super().__call__(view)
-            return pixels * float("nan") if calls == 2 * 4 + 1 else pixels  # one view of the third step
+            return pixels * float("nan") if calls == bad else pixels
 
     monkeypatch.setattr(train, "Normalise", Poisoned)
+    pretrain("one", *OBJECTIVES[name], "--steps", "1")
+    calls, bad = 0, 2 * calls + 1  # one view of the third step, however many views this objective reads
     run = pretrain("run", *OBJECTIVES[name], "--steps", "3", "--checkpoint-every", "1", "--faults.keep-last", "9")
     assert [row["step"] for row in rows(run, "bad_step")] == [2]
     assert largest_gap(weights(run, 1), weights(run, 2)) > 0

@@ -235,3 +235,9 @@ def train_on_damaged(lives, tiny, write_photos, folder: Path, count: int, damage
 def test_an_epoch_with_photos_damaged_in_ten_ways(lives, tiny, write_photos, open_path: Path) -> None:
     """The whole job as a user without rights, a vanishing file and a picture bomb among them; soak_data.py has more."""
     assert len(train_on_damaged(lives, tiny, write_photos, open_path, 200, 10)) == 10
+
+
+def test_the_last_one_is_named_as_the_last() -> None:
+    """Of several met at once the line once named the first as the last."""
+    with pytest.raises(TooManySkipped, match="the last: c: empty"):
+        SkippedLog(None, 2, 100).record([("a", "torn"), ("b", "gone"), ("c", "empty")])

@@ -88,6 +88,7 @@ def test_a_stage_goes_on_as_if_it_had_never_stopped(pretrain) -> None:
     cut = whole.with_name("cut")
     shutil.copytree(whole, cut)
     shutil.rmtree(cut / "checkpoints" / "step-2")
+    shutil.rmtree(first)
     pretrain("cut", *flags, "--resume", "--steps", "2", "--checkpoint-every", "1")
     for part in ("student/model", "teacher/model", "heads", "optimizer"):
         a, b = (load_file(run / f"checkpoints/step-2/{part}.safetensors") for run in (whole, cut))
@@ -113,6 +114,8 @@ def test_the_settings_of_a_stage_are_those_of_its_run_at_a_larger_size(pretrain)
     assert config.steps == 10_000 and config.recipe_epochs == load_preset("demo").epochs
     assert config.optim.base_lr == pytest.approx(load_preset("demo").optim.base_lr / 10)
     assert config.optim.freeze_backbone_epochs == 0 and config.stage == "hires"
+    longer = read_config([*words, "--epochs", "3"])  # the stage's steps went before what was asked for
+    assert (longer.epochs, longer.steps) == (3, None)
     changed = read_config([*words, "--crops.global-size", "64", "--steps", "7", "--optim.base-lr", "1"])
     assert (changed.crops.global_size, changed.steps, changed.optim.base_lr) == (64, 7, 1)
 
