@@ -49,7 +49,7 @@ QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 OTHER_FLAGS = {  # that docs speak of and that are not settings of a run
     "--help", "--weights", "--output", "--scenes", "--steps", "--max-restarts", "--num_processes", "--machine_rank",
     "--main_process_ip", "--section.key", "--format", "--heads", "--license", "--note", "--private", "--push-to-hub",
-    "--pretrain.KEY", "--for.OBJECTIVE.KEY", "--eval.FLAG",
+    "--pretrain.KEY", "--for.OBJECTIVE.KEY", "--eval.FLAG", "--source.KEY", "--signals-to-handle", "--shutdown-timeout",
 }  # fmt: skip
 
 
