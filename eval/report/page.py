@@ -126,7 +126,7 @@ def _data_section(
     looked = ""
     for output in outputs:
         ids, sights = read_sights(output, name)
-        sights = {tower: own for tower, own in sights.items() if tower in names}
+        sights = {tower: sights[tower] for tower in names if tower in sights}  # each beside its twin, as in the table
         if sights:
             html, facts = similarity(len(explorers), output, name, ids, sights, names, tints)
             explorers.append(facts)

@@ -75,6 +75,20 @@ def test_one_patch_is_picked_and_every_tower_answers(bench: Path, browser: Any) 
     assert all(a != b for a, b in zip(picked, browser.run(MAPS), strict=True))
 
 
+def test_towers_of_the_explorer_stand_as_in_the_table(bench: Path) -> None:
+    """They stood in the order of their files' names, which are hashes: no tower beside its twin."""
+    page = (bench / "out" / "report.html").read_text(encoding="utf-8")
+    explorers = re.findall(r'<div class="views">.*?</div></div>', page, re.S)
+    assert explorers
+    for one in explorers:
+        shown = re.findall(r'aria-label="([^"]+); the arrow keys', one)
+        meant = [row["name"] for row in read_results(bench / "out")["towers"] if row["role"] != "raw"]
+        places = [
+            meant.index(f"random:{name.removesuffix(', untrained')}" if "untrained" in name else name) for name in shown
+        ]
+        assert len(shown) > 1 and places == sorted(places)
+
+
 def test_arrow_keys_move_the_patch(bench: Path, browser: Any) -> None:
     browser.open(bench / "out" / "report.html")
     place = "parseFloat(document.querySelector('.sight .cross').style.left)"
