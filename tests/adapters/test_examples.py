@@ -98,10 +98,12 @@ def test_split_folders(masked: Path, tmp_path: Path) -> None:
 
 
 def test_masks_in_a_column(masked: Path, tmp_path: Path) -> None:
-    rows = [f"{masked}/images/{i:02d}.png,{masked}/masks/{i:02d}.png" for i in range(12)]
-    (tmp_path / "list.csv").write_text("\n".join(["image,mask", *rows]) + "\n")
+    """Paths beside the list: of absolute ones the hash, and with it the split, would be another one in every folder."""
+    shutil.copytree(masked, tmp_path / "own")
+    rows = [f"images/{i:02d}.png,masks/{i:02d}.png" for i in range(12)]
+    (tmp_path / "own/list.csv").write_text("\n".join(["image,mask", *rows]) + "\n")
     target = TargetConfig(column="mask", classes=str(masked / "classes.txt"))
-    train, test = open_examples("segment", [str(tmp_path / "list.csv")], NOTHING, target)
+    train, test = open_examples("segment", [str(tmp_path / "own/list.csv")], NOTHING, target)
     assert len(train) + len(test) == 12
     name = Path(ids(train)[0]).name
     assert np.array_equal(train.label(0, train.picture(0)), np.asarray(Image.open(masked / "masks" / name)))
