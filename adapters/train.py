@@ -38,7 +38,7 @@ from dino_tower.peft_adapter import MERGED
 from dino_tower.progress import Progress
 from dino_tower.run.directory import RunDirectory, refuse_or_resume
 from dino_tower.run.entry import guarded, quiet_libraries, say, start_accelerator
-from dino_tower.run.state import changed_data
+from dino_tower.run.state import changed_data, images_at_start
 from dino_tower.signals import STOPPED, StopSignals
 
 STEP = 2  # random numbers of a step, beside those of data.py
@@ -68,7 +68,10 @@ def train(config: Config, signals: StopSignals, words: Sequence[str] = ()) -> in
     # --- what is needed: data, a tower with a head, a plan
     task, depth = TASKS[config.task], Range(config.target.low, config.target.high)
     examples, held_out = open_examples(config.task, config.data, config.source, config.target)
-    plan = make_plan(config, len(examples), world)
+    newest = run.newest() if continued else None
+    # a run keeps its length and its schedule, also where the data has changed since
+    images = (images_at_start(newest) if newest else None) or len(examples)
+    plan = make_plan(config, images, world)
     built = build(config, examples.classes)
     network = built.model.to(device)
     torch_optimizer = torch.optim.AdamW(parameter_groups(network, config), lr=0.0)
@@ -76,16 +79,15 @@ def train(config: Config, signals: StopSignals, words: Sequence[str] = ()) -> in
     model, optimizer = accelerator.prepare(network, torch_optimizer)
 
     # --- where the run stands, and what it says before it starts
-    newest = run.newest() if continued else None
     position = restore(trained, newest, config, plan.global_batch, examples.classes) if newest else Position()
     agreement.together((lambda: run.open(config)) if main_process else None)
     facts = {"version": __version__, "world": world, "steps": plan.steps, "steps_per_epoch": plan.steps_per_epoch,
-             "global_batch": plan.global_batch, "images": len(examples), "classes": list(examples.classes),
+             "global_batch": plan.global_batch, "images": images, "classes": list(examples.classes),
              "resolved": to_tree(config), **built.counts}  # fmt: skip
     if main_process:
         print(announcement(config, plan, examples.pictures.describe(), built.counts, str(device)))
         if newest and (note := changed_data(newest, len(examples))):
-            print(note)
+            print(f"{note}; the length of the run stays")
         print(f"continuing   {newest}" if newest else "starting     from step 0", flush=True)
         run.log("start", position.step, command=shlex.join(words), **facts)
     accelerator.init_trackers("tracker")
@@ -143,7 +145,9 @@ def train(config: Config, signals: StopSignals, words: Sequence[str] = ()) -> in
             position.bad_in_a_row += 1
             if accelerator.scaler is not None:
                 accelerator.scaler.update()  # fp16: a smaller scale for the next step
-            run.log("bad_step", step, loss=str(loss.item()), grad_norm=str(grad_norm.item()), ids=ids)
+            seen = agreement.gather((str(loss.item()), ids))  # the guilty picture may be any process's
+            run.log("bad_step", step, losses=[a for a, _ in seen], grad_norm=str(grad_norm.item()),
+                    ids=[name for _, names in seen for name in names])  # fmt: skip
             if position.bad_in_a_row > faults.max_bad_steps:
                 raise ConfigError(
                     f"{run.root}: {position.bad_in_a_row} steps in a row up to step {step} had a loss or gradient that "

@@ -163,6 +163,24 @@ def test_what_is_finished_is_left_alone(adapt: Adapt) -> None:
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.name != ".lock"} == before
 
 
+def test_data_that_shrank_leaves_a_run_its_length(adapt: Adapt, masked: Path, tmp_path: Path, capsys) -> None:
+    """The new plan ended before the checkpoint's step: a run could not be finished, nor be started anew in its place."""
+    photos = tmp_path / "photos"
+    shutil.copytree(masked, photos)
+    (photos / "val.txt").write_text("00\n")
+    flags = ("--data", str(photos), "--steps", "none", "--epochs", "3", "--batch-size", "3", "--checkpoint-every", "2")
+    run = adapt("run", *flags)
+    assert rows(run, "end")[-1]["step"] == 9
+    shutil.rmtree(run / "checkpoints/step-9")
+    (run / "adapted.json").unlink()
+    for number in range(5, 12):
+        (photos / f"images/{number:02d}.png").unlink()
+        (photos / f"masks/{number:02d}.png").unlink()
+    adapt("run", *flags, "--resume")
+    assert [row["step"] for row in rows(run, "end")] == [9, 9] and (run / "adapted.json").is_file()
+    assert "the data has 4 images and had 11" in capsys.readouterr().out
+
+
 def test_a_finished_run_can_be_merged(adapt: Adapt) -> None:
     """--resume --merge said that there was nothing to do."""
     run, other = adapt("run"), adapt("other", "--merge")
