@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dino_tower.compare import benchmarking, pretraining
 from dino_tower.compare.gathering import (
     Look,
+    alarm_cautions,
     group_rows,
     look_rows,
     looks_of,
@@ -76,11 +77,12 @@ def compare(asked: Comparison) -> int:
     looks = [*looks_of(asked, notes, done), *(Look(name, seed, 0, tower) for name, towers in untrained.items()
                                               for seed, tower in towers.items())]  # fmt: skip
     seen = benchmarking.look(bench, [one.tower for one in looks], output / "looks", look_suite) if asked.looks else None
+    rows = training_rows(trainings_of(asked, notes), notes, failures)
     facts = {
         "budget": {"each": budget_of(asked), "data": source.describe(), "preset": asked.preset},
-        "trainings": training_rows(trainings_of(asked, notes), notes, failures),
+        "trainings": rows,
         "differences": setting_rows(list(recipes.values())),
-        "cautions": pretraining.cautions_of(list(recipes.values())),
+        "cautions": [*pretraining.cautions_of(list(recipes.values())), *alarm_cautions(rows)],
         "looks": look_rows(seen, looks, asked, notes) if seen is not None else [],
         "look_tasks": seen["tasks"] if seen is not None else {},
     }

@@ -11,6 +11,7 @@ from dino_tower.compare.pretraining import Recipe
 from dino_tower.compare.settings import Comparison
 from dino_tower.compare.trainings import global_batch, is_finished, plan_looks, seconds_at, seconds_by_step
 from dino_tower.config import to_tree
+from dino_tower.run.log import read_run
 
 Row = dict[str, Any]
 
@@ -96,8 +97,8 @@ def look_rows(results: Mapping[str, Any], looks: Sequence[Look], asked: Comparis
 
 
 def training_rows(trainings: Iterable[Training], notes: Notes, failures: Mapping[tuple[str, int], str]) -> list[Row]:
-    """{objective, seed, run, preset, network, steps, images, seconds, gflops, finished, failure}: what each was and
-    cost; images to gflops are null for one that did not come to its end."""
+    """{objective, seed, run, preset, network, steps, images, seconds, gflops, alarms, finished, failure}: what each was
+    and cost; images to gflops are null for one that did not come to its end. alarms: {name: what it said first}."""
     rows = []
     for one in trainings:
         noted, finished = notes.objectives[one.objective], is_finished(one.run)
@@ -107,9 +108,31 @@ def training_rows(trainings: Iterable[Training], notes: Notes, failures: Mapping
             "network": noted.network, "steps": one.steps, "images": images,
             "seconds": seconds_by_step(one.run)[-1][1] if finished else None,
             "gflops": images * noted.gflops if images is not None else None,
+            "alarms": _alarms(one.run) if finished else {},
             "finished": finished, "failure": failures.get((one.objective, one.seed), ""),
         })  # fmt: skip
     return rows
+
+
+def _alarms(run: Path) -> dict[str, str]:
+    """{name: message} of the first time that each rang."""
+    return {row["name"]: row["message"] for row in reversed(read_run(run).alarms)}
+
+
+def alarm_cautions(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each alarm that rang in trainings of an objective, from `training_rows`: a sick training says
+    little of its objective."""
+    lines = []
+    for name in dict.fromkeys(row["objective"] for row in rows):
+        done = [row["alarms"] for row in rows if row["objective"] == name and row["finished"]]
+        for alarm in dict.fromkeys(alarm for alarms in done for alarm in alarms):
+            rang = [alarms[alarm] for alarms in done if alarm in alarms]
+            message = rang[0].partition(". ")[0].rstrip(".")  # what is behind it is advice
+            lines.append(
+                f"{name} was not well: in {len(rang)} of {len(done)} trainings alarm {alarm} rang ({message}); its "
+                "scores are those of that fault, too."
+            )
+    return lines
 
 
 def setting_rows(recipes: Sequence[Recipe]) -> list[Row]:

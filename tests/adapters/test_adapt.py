@@ -164,7 +164,7 @@ def test_what_is_finished_is_left_alone(adapt: Adapt) -> None:
 
 
 def test_data_that_shrank_leaves_a_run_its_length(adapt: Adapt, masked: Path, tmp_path: Path, capsys) -> None:
-    """The new plan ended before the checkpoint's step: a run could not be finished, nor be started anew in its place."""
+    """The new plan ended before the checkpoint's step: the run was finished there, at another length."""
     photos = tmp_path / "photos"
     shutil.copytree(masked, photos)
     (photos / "val.txt").write_text("00\n")

@@ -182,6 +182,25 @@ def test_a_training_that_fails_is_told_and_the_others_are_compared(
     assert "ibot" in (output / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_sick_training_is_told_beside_its_scores(
+    made: Made, capfd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The targets of an I-JEPA collapsed, its log said so, and the page showed its scores as I-JEPA's."""
+    output = tmp_path / "out"
+    shutil.copytree(made.output, output)
+    shutil.copytree(made.output.parent / "cache", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    with (output / "runs/mae-seed1/log.jsonl").open("a") as log:
+        for step in (4, 6):
+            row = {"kind": "alarm", "step": step, "name": "flat", "message": f"all are one at {step}, it seems. Do so."}
+            log.write(json.dumps(row) + "\n")
+    assert main(command("dino,mae", 2)) == 0
+    said = "mae was not well: in 1 of 2 trainings alarm flat rang (all are one at 4, it seems)"
+    assert said in capfd.readouterr().out and said in (output / "report.html").read_text(encoding="utf-8")
+    alarms = {(row["objective"], row["seed"]): row["alarms"] for row in read_results(output)["trainings"]}
+    assert alarms["mae", 1]["flat"].startswith("all are one at 4") and not alarms["mae", 0]
+
+
 def test_another_comparison_is_not_mixed_in(made: Made, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (made.output / "comparison.json").read_text()
     monkeypatch.chdir(made.output.parent)
