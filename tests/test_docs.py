@@ -188,7 +188,8 @@ def test_every_flag_and_link_exists(page: Path) -> None:
 
     flags = {flag for code in re.findall(r"`([^`]+)`", text) for flag in re.findall(r"--[a-z][\w.-]*\w", code)}
     ours = keys(Config) | keys(AdaptConfig) | keys(VlmConfig) | keys(TextConfig)
-    theirs = {flag for parser in (parser_of_eval(), parser_of_compare()) for flag in parser._option_string_actions}
+    evals = set(parser_of_eval()._option_string_actions)
+    theirs = evals | set(parser_of_compare()._option_string_actions) | {f"--eval.{flag[2:]}" for flag in evals}
     assert {one.replace("_", "-") for one in flags - OTHER_FLAGS - theirs} - {
         key.replace("_", "-") for key in ours
     } == set()
