@@ -1,6 +1,7 @@
 """Is the run healthy? A look at the teacher every few minutes, beside what the terms say of each logged step.
 
-Data without labels gets RankMe and pictures alone: k-NN and its alarm need labels.
+The k-NN of a run that started from weights is its student's, too: a teacher that follows slowly is still the start when
+the student has lost what it knew. Data without labels gets RankMe and pictures alone: k-NN and its alarm need labels.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Falling:
     the run is for.
     """
 
-    def __init__(self, of_weights: bool = False) -> None:
+    def __init__(self, of_weights: bool = False, who: str = "teacher") -> None:
+        self.who = who
         self.best, self.low, self.below, self.of_weights = 0.0, 0, False, of_weights
         self.start: float | None = None
 
@@ -65,14 +67,14 @@ class Falling:
             return None
         fell = f"fell below the weights it started from, {self.start:.1%}," if below else f"fell from {self.best:.1%}"
         return (
-            f"{NEIGHBOURS[1]}-NN of the teacher {fell} to {now:.1%}: what it knew gets lost. Lower "
+            f"{NEIGHBOURS[1]}-NN of the {self.who} {fell} to {now:.1%}: what it knew gets lost. Lower "
             "optim.base_lr, set optim.layer_decay below 1 and optim.freeze_backbone_epochs above 0, or anchor it with "
             "terms.gram or terms.distil"
         )
 
 
 class Monitor:
-    """Looks at the teacher with a copy of its own, so that nothing of the run is touched. Main process only."""
+    """Looks at the networks with a copy of its own, so that nothing of the run is touched. Main process only."""
 
     def __init__(
         self,
@@ -84,10 +86,11 @@ class Monitor:
         say: Callable[[str], object] = print,
     ) -> None:
         self.config, self.run, self.normalise, self.processor, self.say = config.monitor, run, normalise, processor, say
-        self.falling = Falling(config.init_from is not None)
+        self.falling = {"knn": Falling()}  # by what the log calls it
+        if config.init_from is not None:
+            self.falling = {"knn": Falling(True), "student_knn": Falling(True, "student")}
         for row in read_run(run.root).monitor:  # of a run that goes on
-            if row.get("knn"):
-                self.falling.update(row["knn"])
+            self._fallen(row)
         device = normalise.mean.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(config.seed)
@@ -114,7 +117,7 @@ class Monitor:
         return time.monotonic() - self._looked > pause
 
     @torch.no_grad()
-    def look(self, step: int, teacher: Network) -> dict[str, object]:
+    def look(self, step: int, teacher: Network, student: Network) -> dict[str, Any]:
         """Log RankMe, with labels k-NN beside the untrained twin's, pictures of attention and PCA; returns the row."""
         start = time.monotonic()
         enough = len(self.bank) > max(NEIGHBOURS)
@@ -122,27 +125,36 @@ class Monitor:
             compute_like(self.twin, teacher.backbone)
         if enough and self.labels is not None and self.floor is None:  # the twin is untrained still
             self.floor = self._knn(self._encode(self.bank), self.labels)
-        if teacher.adapter is None:
-            self.twin.load_state_dict(teacher.backbone.state_dict())
-        else:  # a second copy of what may be a large tower is more than looking is worth
-            self.twin = look_alike(teacher.backbone).eval()
-            self.twin.set_attn_implementation("eager")
-        row: dict[str, object] = {"pictures": self._pictures(step)}
-        message = None
+        self._hold(teacher)
+        row: dict[str, Any] = {"pictures": self._pictures(step)}
         if enough:
             features = self._encode(self.bank)
             row["rankme"] = rankme(features)
             if self.labels is not None:
-                knn = self._knn(features, self.labels)
-                row |= {"knn": knn, "random_knn": self.floor}
-                message = self.falling.update(knn)
+                row |= {"knn": self._knn(features, self.labels), "random_knn": self.floor}
+                if "student_knn" in self.falling:
+                    self._hold(student)
+                    row["student_knn"] = self._knn(self._encode(self.bank), self.labels)
         self.run.log("monitor", step, **row)
-        if message is not None:
+        for message in self._fallen(row):
             self.run.log("alarm", step, name="knn-falls", message=message)
             self.say(f"ALARM knn-falls: {message}")
         self._looked = time.monotonic()
         self._cost = self._looked - start
         return row
+
+    def _hold(self, network: Network) -> None:
+        """Make the twin what the network is now."""
+        if network.adapter is None:
+            self.twin.load_state_dict(network.backbone.state_dict())
+        else:  # a second copy of what may be a large tower is more than looking is worth
+            self.twin = look_alike(network.backbone).eval()
+            self.twin.set_attn_implementation("eager")
+
+    def _fallen(self, row: Mapping[str, Any]) -> list[str]:
+        """The messages that are due after a look."""
+        said = [falling.update(row[key]) for key, falling in self.falling.items() if row.get(key)]
+        return [message for message in said if message]
 
     def _tokens(self, images: Tensor) -> Tokens:
         return tokens(self.twin, self.normalise(images))

@@ -136,7 +136,7 @@ def train(config: Config, signals: StopSignals, words: Sequence[str] = ()) -> in
     statistics = BatchStatistics(network, teacher)
     batches = batches_from(step)
     if monitor is not None and step == 0:
-        signals.breakable(partial(monitor.look, 0, teacher))
+        signals.breakable(partial(monitor.look, 0, teacher, network))
     signals.patient, stop, broken = True, False, False
     while step < plan.steps and not stop and not broken:
         set_rates(torch_optimizer, plan.lr[step], plan.weight_decay[step])
@@ -203,7 +203,7 @@ def train(config: Config, signals: StopSignals, words: Sequence[str] = ()) -> in
         if main_process and (due or step == plan.steps or stop):
             save(step)
         if monitor is not None and not stop and (monitor.due() or step == plan.steps):
-            signals.breakable(partial(monitor.look, step, teacher))
+            signals.breakable(partial(monitor.look, step, teacher, network))
 
     # --- the end
     batches.close()

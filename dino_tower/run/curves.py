@@ -129,6 +129,8 @@ def _of_k(found: object, k: int) -> object:
 
 def _knn_curve(log: RunLog, end: int, marks: list[Mark]) -> str:
     series = [Series(f"k = {k}", line) for k, line in knn_points(log).items()]
+    student = points(log.monitor, lambda row: _of_k(row.get("student_knn"), 10))  # of a run that started from weights
+    series += [Series("k = 10, student", student)] if student else []
     floor = random_knn(log)
     # One floor line: those of several k lie close together, and the highest is the one to beat.
     low, high = (number_text(pick(floor.values(), default=0.0), "%") for pick in (min, max))

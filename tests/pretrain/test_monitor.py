@@ -99,7 +99,8 @@ def test_the_alarm_of_a_fall_reaches_log_and_terminal_and_outlives_a_resume(pret
 
     from dino_tower.pretrain import monitor
 
-    accuracy = iter([0.1, 0.6, 0.6, 0.6])  # the untrained twin, then the look before the first step and both at the end
+    # the untrained twin, then teacher and student before the first step and at the end
+    accuracy = iter([0.1, 0.6, 0.6, 0.6, 0.6])
     monkeypatch.setattr(monitor, "knn_accuracy", lambda *args, k, **kwargs: dict.fromkeys(k, next(accuracy)))
     first = pretrain("first", "--steps", "1")
     flags = (
@@ -118,12 +119,26 @@ def test_the_alarm_of_a_fall_reaches_log_and_terminal_and_outlives_a_resume(pret
     assert "ALARM" not in "".join(capsys.readouterr())
     shutil.rmtree(run / "checkpoints/step-2")
     (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log if row["step"] < 2))
-    accuracy = iter([0.1, 0.5])
+    accuracy = iter([0.1, 0.5, 0.6])
     pretrain("run", *flags, "--steps", "2", "--resume")
     alarms = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if '"alarm"' in line]
     line = "fell below the weights it started from, 60.0%, to 50.0%"
     assert [alarm["name"] for alarm in alarms] == ["knn-falls"] and line in alarms[0]["message"]
     assert f"ALARM knn-falls: 10-NN of the teacher {line}" in "".join(capsys.readouterr())
+
+
+def test_a_student_that_falls_is_told_before_its_teacher_follows(pretrain, capsys) -> None:
+    """The alarm looked at the teacher alone: with a slow one, what is exported was ruined hundreds of steps before."""
+    first = pretrain("first", "--steps", "1")
+    run = pretrain(
+        "run", "--init-from", str(first), "--steps", "4", "--monitor.minutes", "99", "--monitor.knn-images", "60",
+        "--optim.base-lr", "1e4", "--optim.clip", "0", "--teacher.momentum", "1", "--optim.warmup-epochs", "0",
+    )  # fmt: skip
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    start, end = (row for row in log if row["kind"] == "monitor")
+    assert start["student_knn"] == start["knn"] == end["knn"] != end["student_knn"]
+    (alarm,) = (row for row in log if row["kind"] == "alarm" and row["name"] == "knn-falls")
+    assert "10-NN of the student fell below the weights it started from" in alarm["message"]
 
 
 def test_data_without_labels_has_a_rank_too(pretrain, write_photos, tmp_path) -> None:
