@@ -163,41 +163,38 @@ def test_the_page_can_be_drawn_again_from_what_is_kept(made: Made, tmp_path: Pat
     assert (tmp_path / "again.html").read_text() == (made.output / "report.html").read_text()
 
 
-def test_a_training_that_fails_is_told_and_the_others_are_compared(
-    made: Made, capfd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The launcher `false` lets no training begin; those that are done need none, and are not judged again either."""
-    output = tmp_path / "out"
-    shutil.copytree(made.output, output)
+@pytest.fixture
+def copy(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The comparison and its cache, to change them; we are in the folder that holds both."""
+    shutil.copytree(made.output, tmp_path / "out")
     shutil.copytree(made.output.parent / "cache", tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
+    return tmp_path / "out"
+
+
+def test_a_training_that_fails_is_told_and_the_others_are_compared(copy: Path, capfd: Any) -> None:
+    """The launcher `false` lets no training begin; those that are done need none, and are not judged again either."""
     assert main(command("dino,mae,ibot", 1, "--launcher", "false")) == 1
     said = capfd.readouterr().out
     assert "training 3/3  ibot, seed 0: 6 steps" in said and "failed with exit code 1" in said
     assert "reading scenes" not in said
-    found = read_results(output)
+    found = read_results(copy)
     assert [one["name"] for one in found["groups"]] == ["dino", "mae", "random"]
     failed = [row for row in found["trainings"] if row["failure"]]
     assert [(row["objective"], row["finished"]) for row in failed] == [("ibot", False)]
-    assert "ibot" in (output / "report.html").read_text(encoding="utf-8")
+    assert "ibot" in (copy / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_sick_training_is_told_beside_its_scores(
-    made: Made, capfd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sick_training_is_told_beside_its_scores(copy: Path, capfd: Any) -> None:
     """The targets of an I-JEPA collapsed, its log said so, and the page showed its scores as I-JEPA's."""
-    output = tmp_path / "out"
-    shutil.copytree(made.output, output)
-    shutil.copytree(made.output.parent / "cache", tmp_path / "cache")
-    monkeypatch.chdir(tmp_path)
-    with (output / "runs/mae-seed1/log.jsonl").open("a") as log:
+    with (copy / "runs/mae-seed1/log.jsonl").open("a") as log:
         for step in (4, 6):
             row = {"kind": "alarm", "step": step, "name": "flat", "message": f"all are one at {step}, it seems. Do so."}
             log.write(json.dumps(row) + "\n")
     assert main(command("dino,mae", 2)) == 0
     said = "mae was not well: in 1 of 2 trainings alarm flat rang (all are one at 4, it seems)"
-    assert said in capfd.readouterr().out and said in (output / "report.html").read_text(encoding="utf-8")
-    alarms = {(row["objective"], row["seed"]): row["alarms"] for row in read_results(output)["trainings"]}
+    assert said in capfd.readouterr().out and said in (copy / "report.html").read_text(encoding="utf-8")
+    alarms = {(row["objective"], row["seed"]): row["alarms"] for row in read_results(copy)["trainings"]}
     assert alarms["mae", 1]["flat"].startswith("all are one at 4") and not alarms["mae", 0]
 
 
